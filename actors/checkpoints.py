@@ -1,0 +1,66 @@
+"""Checkpoints on disk: whole or absent, the newest few kept.
+
+checkpoints/step-000050/{controller.json, learner.json, ema.safetensors, old-*.safetensors, deepspeed/}
+"""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.ledger import Ledger
+from rl.config.run import CheckpointSection
+
+_PREFIX = "step-"
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step; half-written ones carry another name."""
+    found = sorted(folder.glob(f"{_PREFIX}*"))
+    return found[-1] if found else None
+
+
+class Checkpoints:
+    """Saves and restores the learner together with the ledger."""
+
+    def __init__(self, folder: Path, config: CheckpointSection) -> None:
+        self.folder = folder
+        self._config = config
+
+    async def save(self, step: int, ledger: Ledger, learners: Sequence[Any], deadline_s: float) -> Path:
+        """Write to a temporary name, then rename; older ones beyond `keep` go afterwards."""
+        final = self.folder / f"{_PREFIX}{step:06d}"
+        partial = self.folder / f"partial-{step:06d}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        await _every(learners, "save", partial.absolute(), deadline_s)
+        (partial / "controller.json").write_text(json.dumps({"step": step, "ledger": ledger.to_json()}))
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        for old in sorted(self.folder.glob(f"{_PREFIX}*"))[: -self._config.keep]:
+            shutil.rmtree(old)
+        return final
+
+    async def load(self, learners: Sequence[Any], deadline_s: float) -> tuple[int, Ledger]:
+        """Restore the newest checkpoint; returns the number of finished steps and the ledger."""
+        newest = newest_checkpoint(self.folder)
+        if newest is None:
+            raise FileNotFoundError(f"{self.folder}: no checkpoint to resume from; run without --resume")
+        state = json.loads((newest / "controller.json").read_text())
+        await _every(learners, "load", newest.absolute(), deadline_s)
+        return state["step"], Ledger.from_json(state["ledger"])
+
+
+async def _every(learners: Sequence[Any], method: str, folder: Path, deadline_s: float) -> None:
+    calls = [_done(getattr(learner, method).remote(folder)) for learner in learners]
+    try:
+        await asyncio.wait_for(asyncio.gather(*calls), deadline_s)
+    except TimeoutError as error:
+        raise RuntimeError(f"checkpoint {method} {folder}: no answer within {deadline_s:.0f} s") from error
+
+
+async def _done(ref: Any) -> Any:
+    return await ref

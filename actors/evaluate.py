@@ -1,0 +1,95 @@
+"""Held-out photographs before, during and after training: the EMA policy on a fixed grid of crops with fixed seeds,
+through the same workers and reward servers as training."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.lanes import Sampling
+from actors.scoring import RewardPool, score_group
+from actors.weight_sync import WeightSync
+from rl.config.run import RunConfig
+from rl.data.source import TaskSource
+from rl.evaluation.records import EVAL_FILE, EvalRecord, Phase, append_eval
+from rl.metrics import Key
+from rl.seeding import derive_seed
+from rl.types import U8, RolloutGroup, SRTask
+
+SHOWN = 6
+"""Crops whose pixels are kept for the before/after sheet."""
+
+
+def eval_seeds(crop_id: str, samples: int) -> tuple[int, ...]:
+    """Noise seeds of a held-out crop: the same in every run, so that runs are paired."""
+    return tuple(derive_seed("eval", crop_id, sample) for sample in range(samples))
+
+
+class Evaluator:
+    """Writes eval.jsonl and keeps the pixels of a few crops."""
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, lanes: Sampling, pools: Sequence[RewardPool], sync: WeightSync
+    ) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._lanes = lanes
+        self._pools = pools
+        self._sync = sync
+        self._start: dict[str, float] = {}
+        data = config.eval.data
+        self._tasks = [] if data is None else TaskSource(data, 0).grid(config.eval.crops)
+
+    def due(self, step: int) -> bool:
+        """Is there an evaluation after `step` steps?"""
+        return bool(self._tasks) and self._config.eval.every > 0 and step % self._config.eval.every == 0
+
+    async def run(self, phase: Phase, step: int) -> dict[str, float]:
+        """Evaluate; returns the metrics. The workers hold the EMA afterwards: push the behaviour adapter again."""
+        if not self._tasks:
+            return {}
+        version = (await self._sync.push(ema=True)).version
+        results = await asyncio.gather(*(self._crop(task, phase, version) for task in self._tasks))
+        records = [record for crop, _ in results for record in crop]
+        append_eval(self._run_dir / EVAL_FILE, records)
+        shown = [group for _, group in results if group is not None]
+        self._keep(phase, step, shown)
+        return self._metrics(phase, records)
+
+    async def _crop(self, task: SRTask, phase: Phase, version: int) -> tuple[list[EvalRecord], RolloutGroup | None]:
+        seeds = eval_seeds(task.lr_id, self._config.eval.samples)
+        task_ref = ray.put(task)
+        receipt, group_ref = await self._lanes.rollout(task_ref, seeds)
+        table = await score_group(self._pools, task.ordinal, task_ref, group_ref)
+        photo = task.lr_id.partition("@")[0]
+        records = [
+            EvalRecord(phase, version, photo, task.lr_id, seed, dict(zip(table.names, map(float, row), strict=True)))
+            for seed, row in zip(seeds, table.scores, strict=True)
+        ]
+        stride = max(1, len(self._tasks) // SHOWN)
+        shown = task.ordinal % stride == 0 and task.ordinal // stride < SHOWN
+        return records, await _group(group_ref) if shown else None
+
+    def _keep(self, phase: Phase, step: int, groups: list[RolloutGroup]) -> None:
+        folder = self._run_dir / "eval"
+        folder.mkdir(parents=True, exist_ok=True)
+        images: dict[str, U8] = {group.lr_id: group.images[0] for group in groups}
+        np.savez(folder / f"{phase}-{step:06d}.npz", **images)
+
+    def _metrics(self, phase: Phase, records: list[EvalRecord]) -> dict[str, float]:
+        names = [reward.name for reward in self._config.rewards]
+        scales = {reward.name: reward.scale for reward in self._config.rewards}
+        means = {n: float(np.mean([record.scores[n] for record in records])) / scales[n] for n in names}
+        if phase == "start":
+            self._start = means
+        values = {Key.EVAL_MEAN.of(name): mean for name, mean in means.items()}
+        values.update({Key.EVAL_DELTA.of(n): means[n] - self._start[n] for n in names if n in self._start})
+        return values
+
+
+async def _group(ref: Any) -> RolloutGroup:
+    group: RolloutGroup = await ref
+    return group

@@ -1,0 +1,48 @@
+"""What a run leaves behind: the exported adapter, the before/after sheet and the report."""
+
+from pathlib import Path
+
+import numpy as np
+
+from actors.launch import Cluster
+from actors.learner_worker import Published
+from rl.config.run import RunConfig
+from rl.data.source import TaskSource
+from rl.evaluation.records import EVAL_FILE, changes, read_eval
+from rl.evaluation.report import write_report
+from rl.evaluation.sheets import BEFORE_AFTER_FILE, Cell, ContactRow, bicubic_upscale, write_contact_sheet
+from rl.export import export_lora
+from rl.metrics import METRICS_FILE
+
+
+def finish(config: RunConfig, run_dir: Path, cluster: Cluster, step: int) -> None:
+    """Export the EMA, draw before/after on held-out crops, write report.md."""
+    import ray
+
+    deadline_s = config.learner.deadline_s
+    published: Published = ray.get(cluster.learners[0].publish.remote(ema=True), timeout=deadline_s)
+    snapshot = ray.get(published.ref, timeout=deadline_s)
+    evaluated = run_dir / EVAL_FILE
+    rewards = changes(read_eval(evaluated)) if evaluated.exists() else ()
+    export_lora(run_dir / "lora", snapshot, config, step=step, rewards=rewards)
+    if config.eval.data is not None:
+        draw_before_after(config, run_dir)
+    if (run_dir / METRICS_FILE).exists():
+        print(f"report: {write_report(run_dir)}", flush=True)
+
+
+def draw_before_after(config: RunConfig, run_dir: Path) -> Path | None:
+    """LR, bicubic, before, after, HR of the crops whose pixels the evaluations kept; None without an `end`."""
+    start, ends = run_dir / "eval" / "start-000000.npz", sorted((run_dir / "eval").glob("end-*.npz"))
+    if config.eval.data is None or not start.exists() or not ends:
+        return None
+    tasks = {task.lr_id: task for task in TaskSource(config.eval.data, 0).grid(config.eval.crops)}
+    rows = []
+    with np.load(start) as before, np.load(ends[-1]) as after:
+        for lr_id in before.files:
+            task = tasks[lr_id]
+            images = (task.lr, bicubic_upscale(task.lr, task.scale), before[lr_id], after[lr_id], task.hr)
+            rows.append(ContactRow(lr_id, tuple(Cell(image) for image in images)))
+    path = run_dir / BEFORE_AFTER_FILE
+    write_contact_sheet(path, ("LR", "bicubic", "before", "after", "HR"), rows)
+    return path

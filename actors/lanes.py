@@ -1,0 +1,137 @@
+"""Sampling lanes: a group slot in, a scored group out. One coroutine per slot, one queue of free workers."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from actors.ledger import Ledger
+from actors.scoring import RewardPool, ScoringFailed, score_group
+from rl.config.run import RunConfig
+from rl.data.source import TaskSource
+from rl.seeding import member_seeds
+from rl.types import RewardTable, RolloutReceipt, SRTask
+
+IN_FLIGHT = 2
+"""Calls queued on a worker, so that it never waits for the driver between two groups."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredGroup:
+    """Everything that the trainer needs of a group, its pixels and latents by reference."""
+
+    task: SRTask
+    task_ref: Any
+    group_ref: Any
+    receipt: RolloutReceipt
+    table: RewardTable
+
+
+@dataclass
+class LaneClock:
+    """What the sampling lanes did since the last step was logged."""
+
+    sample_s: float = 0.0
+    score_s: float = 0.0
+    dropped: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+
+
+class Versions:
+    """The newest version that every live worker has echoed; lanes wait here for the age bound."""
+
+    def __init__(self) -> None:
+        self.current = -1
+        self._changed = asyncio.Condition()
+
+    async def publish(self, version: int) -> None:
+        async with self._changed:
+            self.current = version
+            self._changed.notify_all()
+
+    async def at_least(self, version: int) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.current >= version)
+
+
+class Sampling:
+    """Turns slots into scored groups; a group whose rewards fail is dropped and its slot issued again."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        source: TaskSource,
+        ledger: Ledger,
+        pools: list[RewardPool],
+        workers: tuple[Any, ...],
+        versions: Versions,
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._ledger = ledger
+        self._pools = pools
+        self._versions = versions
+        self._free: asyncio.Queue[Any] = asyncio.Queue()
+        for worker in workers * IN_FLIGHT:
+            self._free.put_nowait(worker)
+        self.clock = LaneClock()
+
+    async def fill(self, step: int) -> ScoredGroup:
+        """One group for `step`, sampled with version >= step - max_policy_lag."""
+        await self._versions.at_least(step - self._config.train.max_policy_lag)
+        while True:
+            ordinal = self._ledger.issue()
+            try:
+                return await self._sample_and_score(ordinal)
+            except ScoringFailed as failure:
+                self._ledger.drop(ordinal)
+                self.clock.dropped += 1
+                self.clock.failed[failure.reward] = self.clock.failed.get(failure.reward, 0) + 1
+                self._give_up_on_a_dead_reward(failure)
+
+    def _give_up_on_a_dead_reward(self, failure: ScoringFailed) -> None:
+        pool = next(p for p in self._pools if p.config.name == failure.reward)
+        if pool.failed_in_a_row > self._config.train.groups_per_step * (pool.config.retries + 1):
+            raise RuntimeError(f"{failure}; {pool.failed_in_a_row} calls failed in a row, the run stops") from failure
+
+    async def _sample_and_score(self, ordinal: int) -> ScoredGroup:
+        task = self._source.task(ordinal)
+        task_ref = ray.put(task)
+        seeds = member_seeds(self._config.seed, ordinal, self._config.rollout.group_size)
+        receipt, group_ref = await self.rollout(task_ref, seeds)
+        table = await score_group(self._pools, ordinal, task_ref, group_ref)
+        self.clock.sample_s += receipt.sample_s
+        self.clock.score_s += sum(table.seconds)
+        return ScoredGroup(task, task_ref, group_ref, receipt, table)
+
+    async def rollout(self, task_ref: Any, seeds: tuple[int, ...]) -> tuple[RolloutReceipt, Any]:
+        """Sample on the first free worker."""
+        worker = await self._free.get()
+        try:
+            receipt_ref, group_ref = worker.rollout.remote(task_ref, seeds)
+            receipt = await asyncio.wait_for(_receipt(receipt_ref), self._config.rollout.deadline_s)
+        except TimeoutError as error:
+            raise RuntimeError(
+                f"rollout: no group within rollout.deadline_s {self._config.rollout.deadline_s:.0f} s; "
+                "is the worker alive, is the image too large?"
+            ) from error
+        finally:
+            self._free.put_nowait(worker)
+        return receipt, group_ref
+
+
+async def _receipt(ref: Any) -> RolloutReceipt:
+    receipt: RolloutReceipt = await ref
+    return receipt
+
+
+class Stopwatch:
+    """Wall seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._started

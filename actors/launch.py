@@ -1,0 +1,88 @@
+"""The process graph, built in one place.
+
+driver ── RolloutActor x N ── RewardActor x replicas, per reward ── LearnerActor x ranks
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from rl.config.reward import RewardConfig
+from rl.config.run import RunConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Cluster:
+    """Handles of every process of a run."""
+
+    workers: tuple[Any, ...]
+    rewards: dict[str, tuple[Any, ...]]
+    """Reward name -> replicas."""
+    learners: tuple[Any, ...]
+
+
+def start_ray(config: RunConfig) -> None:
+    """Start Ray on this machine, or join the cluster of `ray.address`.
+
+    Ray's hook for `uv run` re-packages the tree for every worker; workers use the same interpreter without it.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if config.ray.address is not None:
+        ray.init(address=config.ray.address, log_to_driver=True)
+        return
+    ray.init(
+        num_cpus=config.ray.num_cpus or max(1, math.ceil(config.total_cpus)),
+        object_store_memory=config.ray.object_store_mb * 2**20,
+        include_dashboard=False,
+        configure_logging=True,
+        logging_level="WARNING",
+        log_to_driver=True,
+    )
+
+
+def spawn(config: RunConfig) -> Cluster:
+    """Create every actor and wait until each has loaded its model; the learner's ranks join each other last."""
+    import ray
+
+    workers = _spawn_workers(config)
+    rewards = {r.name: tuple(_spawn_reward(r) for _ in range(r.replicas)) for r in config.rewards}
+    learners = tuple(_spawn_learner(config, rank) for rank in range(config.learner.ranks))
+    master = ray.get(learners[0].address.remote(), timeout=config.learner.deadline_s)
+    started = [learner.start.remote(config, master) for learner in learners]
+    ready = [actor.ready.remote() for actor in (*workers, *(s for pool in rewards.values() for s in pool))]
+    ray.get([*started, *ready], timeout=config.learner.deadline_s)
+    return Cluster(workers, rewards, learners)
+
+
+def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
+    from actors.rollout_worker import remote_class
+
+    remote = remote_class()
+    cpus, gpus = config.rollout.cpus_per_worker, config.rollout.gpus_per_worker
+    placed = remote.options(num_cpus=cpus, num_gpus=gpus)
+    return tuple(placed.remote(config) for _ in range(config.rollout.workers))
+
+
+def _spawn_reward(config: RewardConfig) -> Any:
+    import ray
+
+    from actors.reward_server import RewardActor
+
+    options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus}
+    if config.runtime_env is not None:
+        options["runtime_env"] = config.runtime_env
+    return ray.remote(RewardActor).options(**options).remote(config)
+
+
+def _spawn_learner(config: RunConfig, rank: int) -> Any:
+    import ray
+
+    from actors.learner_worker import LearnerActor
+
+    remote = ray.remote(LearnerActor)
+    cpus, gpus = config.learner.cpus_per_rank, config.learner.gpus_per_rank
+    return remote.options(num_cpus=cpus, num_gpus=gpus).remote(rank)

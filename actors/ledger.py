@@ -1,0 +1,53 @@
+"""Which groups were issued, and what became of them: no LR image is skipped, none is trained twice."""
+
+import json
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Ledger:
+    """Ordinals in flight and counts of what left; the whole state is in every checkpoint."""
+
+    next_ordinal: int = 0
+    pending: list[int] = field(default_factory=list)
+    """Issued, neither trained nor dropped, in order of issue."""
+    unissued: list[int] = field(default_factory=list)
+    """Pending when the run stopped; issued again before any new ordinal."""
+    trained: int = 0
+    dropped: list[int] = field(default_factory=list)
+
+    def issue(self) -> int:
+        """The next ordinal of the stream."""
+        if self.unissued:
+            ordinal = self.unissued.pop(0)
+        else:
+            ordinal = self.next_ordinal
+            self.next_ordinal += 1
+        self.pending.append(ordinal)
+        return ordinal
+
+    def drop(self, ordinal: int) -> None:
+        """Its rewards failed for good; it never reaches an advantage."""
+        self.pending.remove(ordinal)
+        self.dropped.append(ordinal)
+
+    def train(self, ordinals: list[int]) -> None:
+        """A batch was trained on."""
+        for ordinal in ordinals:
+            self.pending.remove(ordinal)
+        self.trained += len(ordinals)
+
+    def to_json(self) -> str:
+        """State after a finished step; what is pending will be issued again."""
+        state = {
+            "next_ordinal": self.next_ordinal,
+            "unissued": sorted(self.pending + self.unissued),
+            "trained": self.trained,
+            "dropped": self.dropped,
+        }
+        return json.dumps(state)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Ledger":
+        """Continue from `to_json`."""
+        return cls(**json.loads(text))

@@ -1,0 +1,58 @@
+"""Everything that can be refused before a process starts: data, weights, rewards, the run directory."""
+
+from pathlib import Path
+
+from actors.checkpoints import newest_checkpoint
+from rewards import check_reward
+from rl.config.data import DataConfig
+from rl.config.load import ConfigError
+from rl.config.run import RunConfig
+from rl.data.photos import check_sources
+from rl.metrics import METRICS_FILE
+
+
+def preflight(config: RunConfig, *, resume: bool) -> None:
+    """Raise `ConfigError` with every problem found, one line each."""
+    problems: list[str] = []
+    checks = [("data", config.data)] + ([("eval.data", config.eval.data)] if config.eval.data else [])
+    for where, data in checks:
+        problems += _try(lambda where=where, data=data: _check_data(where, data))
+        for reward in config.rewards:
+            problems += _try(lambda r=reward, d=data: check_reward(r, has_hr=d.has_hr, sr_side=d.crop))
+    problems += _try(lambda: _check_run_dir(Path(config.run.dir), resume=resume))
+    problems += _try(lambda: _check_policy(config))
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _try(check: object) -> list[str]:
+    try:
+        check()  # type: ignore[operator]
+    except (ValueError, FileNotFoundError) as error:
+        return [f"  {error}"]
+    return []
+
+
+def _check_data(where: str, data: DataConfig) -> None:
+    try:
+        check_sources(data.path + ([data.hr_path] if data.hr_path else []))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{where}.path: {error}") from error
+
+
+def _check_run_dir(folder: Path, *, resume: bool) -> None:
+    if resume and newest_checkpoint(folder / "checkpoints") is None:
+        raise ValueError(f"--resume: {folder}/checkpoints holds no checkpoint; leave --resume out to start anew")
+    if not resume and (folder / METRICS_FILE).exists():
+        raise ValueError(
+            f"run.dir {folder} already holds a run; continue it with --resume, or write run.dir=OTHER for a new one"
+        )
+
+
+def _check_policy(config: RunConfig) -> None:
+    from rl.policies.folders import policy_folder
+
+    policy_folder(config.policy)
+    init = config.policy.lora.init_from
+    if init is not None and not Path(init).is_file():
+        raise ValueError(f"policy.lora.init_from: no such file {init}")

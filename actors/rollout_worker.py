@@ -1,0 +1,35 @@
+"""A RolloutWorker as a Ray actor: builds it inside the actor, so that the driver never imports torch."""
+
+from typing import Any
+
+from rl.config.run import RunConfig
+from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask
+
+
+class RolloutActor:
+    """One replica; `rl.rollout.RolloutWorker` documents each method."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from rl.rollout import RolloutWorker
+
+        self.worker = RolloutWorker(config)
+
+    def ready(self) -> int:
+        """Answers when the model is loaded: the number of adapter values."""
+        return self.worker.adapter_size
+
+    def install(self, snapshot: LoraSnapshot) -> Echo:
+        """Load, verify, echo."""
+        return self.worker.install(snapshot)
+
+    def rollout(self, task: SRTask, seeds: tuple[int, ...]) -> tuple[RolloutReceipt, RolloutGroup]:
+        """Sample one group; the two results are separate objects, so the driver fetches the receipt alone."""
+        return self.worker.rollout(task, seeds)
+
+
+def remote_class() -> Any:
+    """The actor class with its two-part rollout."""
+    import ray
+
+    RolloutActor.rollout = ray.method(num_returns=2)(RolloutActor.rollout)  # type: ignore[method-assign]
+    return ray.remote(RolloutActor)

@@ -1,0 +1,107 @@
+"""Where images come from and how LR images are made of HR images."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from rl.config.base import Section
+
+Range = tuple[float, float]
+
+
+class DegradationOrder(Section):
+    """One of the two passes of Real-ESRGAN's pipeline; defaults are its published first pass."""
+
+    blur_probability: float = 1.0
+    sinc_probability: float = 0.1
+    kernel_probabilities: tuple[float, float, float, float, float, float] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    """iso, aniso, generalized iso, generalized aniso, plateau iso, plateau aniso."""
+    blur_sigma: Range = (0.2, 3.0)
+    """Pixels at the size of that pass."""
+    generalized_beta: Range = (0.5, 4.0)
+    plateau_beta: Range = (1.0, 2.0)
+    resize_probabilities: tuple[float, float, float] = (0.2, 0.7, 0.1)
+    """Up, down, keep."""
+    resize_range: Range = (0.15, 1.5)
+    gaussian_noise_probability: float = 0.5
+    """Else Poisson noise."""
+    noise_sigma_255: Range = (1.0, 30.0)
+    poisson_scale: Range = (0.05, 3.0)
+    gray_noise_probability: float = 0.4
+    jpeg_quality: Range = (30.0, 95.0)
+
+
+REALESRGAN_SECOND = DegradationOrder(
+    blur_probability=0.8,
+    blur_sigma=(0.2, 1.5),
+    resize_probabilities=(0.3, 0.4, 0.3),
+    resize_range=(0.3, 1.2),
+    noise_sigma_255=(1.0, 25.0),
+    poisson_scale=(0.05, 2.5),
+)
+_LIGHT = DegradationOrder(
+    blur_sigma=(0.2, 1.6),
+    resize_probabilities=(0.2, 0.5, 0.3),
+    resize_range=(0.5, 1.2),
+    noise_sigma_255=(1.0, 8.0),
+    poisson_scale=(0.05, 0.8),
+    jpeg_quality=(60.0, 95.0),
+)
+
+
+class Degradation(Section):
+    """Both passes of the second-order pipeline."""
+
+    first: DegradationOrder = DegradationOrder()
+    second: DegradationOrder = REALESRGAN_SECOND
+    second_order_probability: float = Field(1.0, ge=0.0, le=1.0)
+    final_sinc_probability: float = Field(0.8, ge=0.0, le=1.0)
+
+
+DEGRADATIONS: dict[str, Degradation] = {
+    "realesrgan": Degradation(),
+    "light": Degradation(first=_LIGHT, second=_LIGHT, second_order_probability=0.3, final_sinc_probability=0.3),
+}
+"""`realesrgan`: the published ranges. `light`: ours, for models of a few million parameters; Real-ESRGAN's full
+ranges leave LR crops of 32 pixels with little to restore."""
+
+DegradationName = Literal["realesrgan", "light"]
+
+
+class DataConfig(Section):
+    """The stream of LR images, in an order that depends on the run's seed alone."""
+
+    kind: Literal["hr", "lr", "paired"] = "hr"
+    """`hr`: photographs, cropped and degraded on the fly. `lr`: real LR images without HR. `paired`: LR images with
+    an HR image of the same file name under `hr_path`."""
+    path: list[str] = Field(min_length=1)
+    """Files, folders, or `skimage:<name>` for a photograph that scikit-image carries. A single string is accepted."""
+    hr_path: str | None = None
+    scale: int = Field(4, ge=1, le=8)
+    crop: int = Field(128, ge=32)
+    """Side of the HR crop in pixels; the LR crop is `crop / scale`."""
+    degradation: DegradationName | Degradation = "light"
+    """A named recipe, or the full set of ranges. Read only by `kind: hr`."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.crop % self.scale:
+            raise ValueError(f"data.crop must be divisible by data.scale {self.scale}, got {self.crop}")
+        if self.kind == "paired" and self.hr_path is None:
+            raise ValueError("data.kind 'paired' needs data.hr_path: a folder with HR images of the same file names")
+        if self.kind != "paired" and self.hr_path is not None:
+            raise ValueError(f"data.hr_path is read only by data.kind 'paired', got kind '{self.kind}': remove it")
+        return self
+
+    @property
+    def has_hr(self) -> bool:
+        return self.kind != "lr"
+
+    @property
+    def recipe(self) -> Degradation:
+        return DEGRADATIONS[self.degradation] if isinstance(self.degradation, str) else self.degradation

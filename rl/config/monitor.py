@@ -1,0 +1,21 @@
+"""What a run reports while it runs: the JSON lines are always written, everything else is chosen here."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rl.config.base import Section
+
+
+class MonitorConfig(Section):
+    """W&B, console progress and how often a sample sheet is drawn."""
+
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """`offline` needs no key and no network: upload later with `wandb sync`. `online` reads WANDB_API_KEY."""
+    project: str = Field("isrl", min_length=1)
+    entity: str | None = None
+    """W&B team; None is the key's own account."""
+    sample_every: int = Field(10, ge=1)
+    """Steps between two sample sheets (PNG and JSON, and a W&B table where W&B is on)."""
+    progress: bool = True
+    """A live progress line on a terminal, one plain line per step elsewhere."""

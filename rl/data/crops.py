@@ -1,0 +1,53 @@
+"""Augmented HR crops for supervised training: one call, one crop, a pure function of (photographs, seed)."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from rl.config.pretrain import PhotoSet
+from rl.data.photos import load_photos
+from rl.types import U8
+
+SHRINK = (1.0, 1.0, 0.75, 0.5)
+PERMUTE_SHARE = 0.3
+
+
+class CropSource:
+    """Random crops `[side, side, 3]` of weighted photographs: shrunk, rotated, mirrored, channels permuted."""
+
+    def __init__(self, sets: Sequence[PhotoSet], seed: int) -> None:
+        self._photos: list[U8] = []
+        weights: list[float] = []
+        for photo_set in sets:
+            photos = list(load_photos(photo_set.path).values())
+            self._photos += photos
+            weights += [photo_set.weight] * len(photos)
+        self._weights = np.array(weights) / sum(weights)
+        self._rng = np.random.default_rng(seed)
+
+    def crop(self, side: int) -> U8:
+        """The next crop."""
+        rng = self._rng
+        photo = self._photos[rng.choice(len(self._photos), p=self._weights)]
+        factor = SHRINK[rng.integers(len(SHRINK))]
+        window = int(side / factor)
+        y = rng.integers(0, photo.shape[0] - window + 1)
+        x = rng.integers(0, photo.shape[1] - window + 1)
+        crop = photo[y : y + window, x : x + window]
+        if factor != 1.0:
+            crop = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
+        turn = rng.integers(8)
+        crop = np.rot90(crop, turn % 4)
+        crop = crop[:, ::-1] if turn > 3 else crop
+        if rng.random() < PERMUTE_SHARE:
+            crop = crop[..., rng.permutation(3)]
+        return np.ascontiguousarray(crop)
+
+    def vae_crop(self, side: int, blurred_share: float, scale: int) -> U8:
+        """A crop that is sometimes shrunk and enlarged by `scale`, as the encoder meets LR images."""
+        crop = self.crop(side)
+        if self._rng.random() >= blurred_share:
+            return crop
+        small = cv2.resize(crop, (side // scale, side // scale), interpolation=cv2.INTER_AREA)
+        return cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)

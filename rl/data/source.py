@@ -1,0 +1,107 @@
+"""The run's stream of LR images: ordinal -> SRTask, a pure function of (config, seed), so that any process can make
+any task and a resumed run continues where it stopped."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from rl.config.data import DataConfig
+from rl.data.degradation import degrade
+from rl.data.photos import IMAGE_SUFFIXES, list_images, load_photos, load_rgb
+from rl.seeding import derive_seed
+from rl.types import U8, SRTask
+
+
+class TaskSource:
+    """Random crops of photographs (`hr`), of real LR images (`lr`), or of aligned pairs (`paired`).
+
+    Every epoch visits every image once, in an order of its own.
+    """
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+        photos = load_photos(config.path)
+        side = config.crop if config.kind == "hr" else config.crop // config.scale
+        small = [f"{name} ({p.shape[1]}x{p.shape[0]})" for name, p in photos.items() if min(p.shape[:2]) < side]
+        if small:
+            raise ValueError(
+                f"data.path: every image must be at least {side}x{side}, too small: {', '.join(small[:5])}"
+            )
+        self.names = tuple(photos)
+        self._photos = photos
+        self._hr = self._load_pairs() if config.kind == "paired" else {}
+
+    def _load_pairs(self) -> dict[str, U8]:
+        folder = Path(self.config.hr_path or "").expanduser()
+        files = {path.stem: path for path in list_images(folder)}
+        missing = [name for name in self.names if name not in files]
+        if missing:
+            raise ValueError(
+                f"data.hr_path {folder}: no HR image ({', '.join(sorted(IMAGE_SUFFIXES))}) for {missing[:5]}"
+            )
+        pairs = {name: load_rgb(files[name]) for name in self.names}
+        for name, hr in pairs.items():
+            expected = tuple(side * self.config.scale for side in self._photos[name].shape[:2])
+            if hr.shape[:2] != expected:
+                raise ValueError(
+                    f"pair '{name}': expected HR {expected[1]}x{expected[0]}, got {hr.shape[1]}x{hr.shape[0]}"
+                )
+        return pairs
+
+    def task(self, ordinal: int) -> SRTask:
+        """Task `ordinal` of the stream."""
+        epoch, position = divmod(ordinal, len(self.names))
+        name = self.names[_order(self.seed, epoch, len(self.names))[position]]
+        rng = np.random.default_rng(derive_seed(self.seed, "crop", ordinal))
+        photo = self._photos[name]
+        scale = self.config.scale
+        side = self.config.crop if self.config.kind == "hr" else self.config.crop // scale
+        y = int(rng.integers(0, photo.shape[0] - side + 1))
+        x = int(rng.integers(0, photo.shape[1] - side + 1))
+        crop = photo[y : y + side, x : x + side]
+        seed = derive_seed(self.seed, "degrade", ordinal)
+        return self._make(ordinal, f"{name}@{x},{y}", name, crop, (y, x), seed)
+
+    def _make(self, ordinal: int, lr_id: str, name: str, crop: U8, at: tuple[int, int], seed: int) -> SRTask:
+        scale = self.config.scale
+        if self.config.kind == "hr":
+            hr: U8 | None = np.ascontiguousarray(crop)
+            lr = degrade(np.ascontiguousarray(crop), scale=scale, recipe=self.config.recipe, seed=seed)
+        else:
+            lr, hr = crop, None
+            if self.config.kind == "paired":
+                y, x = (side * scale for side in at)
+                hr = self._hr[name][y : y + self.config.crop, x : x + self.config.crop]
+        return SRTask(ordinal, lr_id, _chw(lr), None if hr is None else _chw(hr), scale, self.seed)
+
+    def grid(self, count: int) -> list[SRTask]:
+        """`count` tasks spread evenly over a non-overlapping grid of crops of all images, the same in every run:
+        the held-out set of an evaluation."""
+        side = self.config.crop if self.config.kind == "hr" else self.config.crop // self.config.scale
+        cells = [
+            (name, y, x)
+            for name in self.names
+            for y in range(0, self._photos[name].shape[0] - side + 1, side)
+            for x in range(0, self._photos[name].shape[1] - side + 1, side)
+        ]
+        if count > len(cells):
+            raise ValueError(f"eval.crops: {count} asked, but the images hold only {len(cells)} crops of {side} px")
+        chosen = [cells[i * len(cells) // count] for i in range(count)]
+        return [
+            self._make(
+                i, f"{name}@{x},{y}", name, self._photos[name][y : y + side, x : x + side], (y, x), derive_seed("eval", name, y, x)
+            )
+            for i, (name, y, x) in enumerate(chosen)
+        ]  # fmt: skip
+
+
+def _chw(image: U8) -> U8:
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    rng = np.random.default_rng(derive_seed(seed, "epoch", epoch))
+    return tuple(int(i) for i in rng.permutation(count))

@@ -1,0 +1,132 @@
+"""Scores of held-out crops, one record per (phase, policy version, crop, seed), in `DIR/eval.jsonl`."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl import jsonl
+from rl.evaluation.bootstrap import Interval, paired_bootstrap
+from rl.types import F64
+
+EVAL_FILE = "eval.jsonl"
+
+Phase = Literal["start", "step", "end"]
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """One restored held-out crop."""
+
+    phase: Phase
+    """`start`: before the first update; `end`: after the last one; `step`: in between."""
+    policy_version: int
+    photo: str
+    """The photograph that the crop is of: the unit that the bootstrap draws."""
+    crop_id: str
+    seed: int
+    scores: Mapping[str, float]
+    """Reward name -> raw score in the metric's own unit, higher is better."""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "phase": self.phase,
+            "policy_version": self.policy_version,
+            "photo": self.photo,
+            "crop_id": self.crop_id,
+            "seed": self.seed,
+            "scores": dict(self.scores),
+        }
+
+    @staticmethod
+    def from_json(record: Mapping[str, object]) -> "EvalRecord":
+        match record:
+            case {
+                "phase": ("start" | "step" | "end") as phase,
+                "policy_version": int(version),
+                "photo": str(photo),
+                "crop_id": str(crop_id),
+                "seed": int(seed),
+                "scores": dict(scores),
+            }:
+                named = {str(name): float(score) for name, score in scores.items()}
+                return EvalRecord(phase, version, photo, crop_id, seed, named)
+        raise ValueError(
+            f"evaluation record: expected phase {'|'.join(get_args(Phase))}, policy_version, photo, crop_id, seed "
+            f"and scores, got {dict(record)!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """Before and after of one reward over the pairs (crop, seed) of the first and the last evaluation."""
+
+    name: str
+    before: float
+    after: float
+    difference: Interval
+    improved_share: float
+    """Pairs whose score rose."""
+    pairs: int
+    photos: int
+
+
+def append_eval(path: Path, records: Iterable[EvalRecord]) -> None:
+    jsonl.append(path, (record.to_json() for record in records))
+
+
+def read_eval(path: Path) -> tuple[EvalRecord, ...]:
+    """All records; where a resumed run repeated an evaluation, its last line counts."""
+    latest = {}
+    for record in map(EvalRecord.from_json, jsonl.read(path)):
+        latest[record.phase, record.policy_version, record.crop_id, record.seed] = record
+    return tuple(latest.values())
+
+
+def changes(records: Iterable[EvalRecord], *, level: float = 0.95) -> tuple[Change, ...]:
+    """One row per reward, from phase `start` to the newest version of phase `end`; empty where one of them lacks."""
+    everything = tuple(records)
+    start = _by_pair(record for record in everything if record.phase == "start")
+    newest = max((record.policy_version for record in everything if record.phase == "end"), default=None)
+    end = _by_pair(record for record in everything if record.phase == "end" and record.policy_version == newest)
+    if not start or not end:
+        return ()
+    if start.keys() != end.keys():
+        lone = sorted(start.keys() ^ end.keys())
+        raise ValueError(
+            f"evaluation: expected the same (crop, seed) pairs at start and end, got {len(start)} and {len(end)}; "
+            f"unpaired: {lone[:3]}{' ...' if len(lone) > 3 else ''}"
+        )
+    pairs = sorted(start)
+    photos = np.unique([start[pair].photo for pair in pairs], return_inverse=True)[1]
+    names = tuple(start[pairs[0]].scores)
+    return tuple(_change(name, _column(start, pairs, name), _column(end, pairs, name), photos, level) for name in names)
+
+
+_Pair = tuple[str, int]
+
+
+def _by_pair(records: Iterable[EvalRecord]) -> dict[_Pair, EvalRecord]:
+    return {(record.crop_id, record.seed): record for record in records}
+
+
+def _column(records: Mapping[_Pair, EvalRecord], pairs: list[_Pair], name: str) -> F64:
+    lacking = [pair for pair in pairs if name not in records[pair].scores]
+    if lacking:
+        raise ValueError(f"evaluation: expected a score '{name}' for every crop, {lacking[0]} has none")
+    return np.array([records[pair].scores[name] for pair in pairs])
+
+
+def _change(name: str, before: F64, after: F64, photos: NDArray[np.int64], level: float) -> Change:
+    return Change(
+        name=name,
+        before=float(before.mean()),
+        after=float(after.mean()),
+        difference=paired_bootstrap(before, after, level=level, clusters=photos),
+        improved_share=float((after > before).mean()),
+        pairs=before.size,
+        photos=int(photos.max()) + 1,
+    )

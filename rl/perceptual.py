@@ -1,0 +1,47 @@
+"""LPIPS (Zhang et al. 2018, v0.1) with the SqueezeNet 1.1 backbone, as a differentiable training loss.
+
+    LPIPS(x, y) = sum_l mean_{h,w} w_l . (f_l(x) - f_l(y))^2      f_l = channel-normalised features after stage l
+
+Rewards and benchmark scores go through pyiqa instead (`rewards/iqa.py`); this file is the loss term of
+supervised training, where the weights come from two local files and no download may happen.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import squeezenet1_1
+
+_STAGES = ((0, 2), (2, 5), (5, 8), (8, 10), (10, 11), (11, 12), (12, 13))
+
+
+class LpipsSqueeze(nn.Module):
+    """LPIPS-squeeze for images `[B, 3, H, W]` in [-1, 1]; returns `[B]`, 0 for equal images, lower is closer.
+
+    Args:
+        backbone: state dict of torchvision's `squeezenet1_1().features`.
+        heads: the 1x1 heads of LPIPS v0.1, keys `lin{k}.model.1.weight`.
+    """
+
+    def __init__(self, backbone: Path, heads: Path) -> None:
+        super().__init__()
+        features = squeezenet1_1(weights=None).features
+        state = torch.load(backbone, map_location="cpu", weights_only=True)
+        features.load_state_dict({key.removeprefix("features."): value for key, value in state.items()})
+        self.stages = nn.ModuleList(features[a:b] for a, b in _STAGES)
+        lin = torch.load(heads, map_location="cpu", weights_only=True)
+        for k in range(len(_STAGES)):
+            self.register_buffer(f"w{k}", lin[f"lin{k}.model.1.weight"].float())
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        h = (torch.cat([x, y]) - self.shift) / self.scale
+        total = x.new_zeros(x.shape[0])
+        for k, stage in enumerate(self.stages):
+            h = stage(h)
+            unit = h / (h.square().sum(1, keepdim=True).sqrt() + 1e-10)
+            diff = (unit[: len(x)] - unit[len(x) :]).square()
+            total = total + nn.functional.conv2d(diff, getattr(self, f"w{k}")).mean(dim=(1, 2, 3))
+        return total

@@ -1,0 +1,64 @@
+"""What the system needs of a generator; one file or folder per backbone implements it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rl.types import U8
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the generator knows of one LR image; made once per group and expanded over its members.
+
+    `tokens` `[1, N, D]` are the clean LR latents, `height` and `width` the latent grid of the output.
+    """
+
+    tokens: Tensor
+    height: int
+    width: int
+
+
+class Policy(Protocol):
+    """A conditional generator with LoRA adapters on one frozen base."""
+
+    one_step: bool
+    """True where one model call makes the image; such generators have no velocity grid to train on."""
+    size_multiple: int
+    """Output sides must be divisible by this."""
+    backbone: nn.Module
+    """The module that carries the adapters and that the learner trains."""
+
+    def encode(self, lr: U8, scale: int) -> Condition:
+        """LR `[3, h, w]` uint8 -> condition of the `scale` times larger output."""
+
+    def latent_shape(self, condition: Condition) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """v = eps - x0 at x_t `[B, C, h, w]` and t `[B]` in [0, 1]; one condition per run of B / len members."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """x0 `[B, C, h, w]` -> RGB `[B, 3, H, W]` in [-1, 1], not clamped."""
+
+    def encode_hr(self, hr: U8) -> Tensor:
+        """HR `[B, 3, H, W]` uint8 -> x0 `[B, C, h, w]`, the supervised target."""
+
+
+def member_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Standard normal `[G, C, h, w]`, each member from its own CPU generator, so equal on every device and worker."""
+    draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(draws).to(device)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """RGB in [-1, 1] -> uint8 by rounding, clamped."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 -> float32 RGB in [-1, 1]."""
+    return images.float() / 127.5 - 1.0

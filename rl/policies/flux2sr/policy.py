@@ -1,0 +1,148 @@
+"""Flux2SR (FoA-SR, arXiv 2606.10275): FLUX.2's transformer with the LR image as reference tokens.
+
+    tokens = [ noisy target (T = 0) | clean LR latents (T = 10) ],  ids (T, H, W, L),  v = model(tokens)[:, :N_target]
+
+The LR image is enlarged bicubically to the output size and encoded by the VAE; latents are patchified 2x2 and
+normalised with the VAE's batch-norm statistics, as in diffusers' Flux2Pipeline. One class serves the embedded `mini`
+weights and FLUX.2-dev: only the folder differs. Left out: the text encoder (one cached prompt embedding is loaded).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rl.config.policy import PolicyConfig
+from rl.policies.base import Condition, from_uint8
+from rl.policies.flux2sr.mini_vae import MiniVAE
+from rl.types import U8
+
+VAE_CLASSES: dict[str, type[MiniVAE] | type[AutoencoderKLFlux2]] = {
+    "MiniVAE": MiniVAE,
+    "AutoencoderKLFlux2": AutoencoderKLFlux2,
+}
+REFERENCE_T = 10
+"""T coordinate of the first reference image in FLUX.2's position ids."""
+
+
+def patchify(z: Tensor) -> Tensor:
+    """`[B, C, 2h, 2w]` -> `[B, 4C, h, w]`, channel order (C, dy, dx) as in Flux2Pipeline."""
+    return nn.functional.pixel_unshuffle(z, 2)
+
+
+def unpatchify(z: Tensor) -> Tensor:
+    """Inverse of `patchify`."""
+    return nn.functional.pixel_shuffle(z, 2)
+
+
+def position_ids(height: int, width: int, t: int) -> Tensor:
+    """`[h * w, 4]` int64 rows (T, H, W, L) in raster order."""
+    grid = torch.cartesian_prod(torch.tensor([t]), torch.arange(height), torch.arange(width), torch.tensor([0]))
+    return grid.reshape(-1, 4)
+
+
+class Flux2SR:
+    """The policy; see `rl.policies.base.Policy` for the meaning of each method."""
+
+    one_step = False
+    size_multiple = 16
+
+    def __init__(
+        self,
+        transformer: Flux2Transformer2DModel,
+        vae: MiniVAE | AutoencoderKLFlux2,
+        prompt_embeds: Tensor,
+        *,
+        guidance: float = 1.0,
+    ) -> None:
+        text_dim = transformer.config.joint_attention_dim
+        if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != text_dim:
+            raise ValueError(f"prompt_embeds: expected [L, {text_dim}], got {tuple(prompt_embeds.shape)}")
+        self.backbone = transformer.requires_grad_(False)
+        self.vae = vae.requires_grad_(False).eval()
+        self.device = next(transformer.parameters()).device
+        self.dtype = next(transformer.parameters()).dtype
+        self._prompt = prompt_embeds.to(self.device, self.dtype)[None]
+        length = prompt_embeds.shape[0]
+        self._text_ids = torch.zeros(length, 4, dtype=torch.long, device=self.device)
+        self._text_ids[:, 3] = torch.arange(length)
+        self._guidance = guidance if transformer.config.guidance_embeds else None
+        self._mean = vae.bn.running_mean.view(1, -1, 1, 1)
+        self._std = (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: PolicyConfig) -> "Flux2SR":
+        """Load transformer/, vae/ and prompt_embeds.safetensors of a local diffusers folder."""
+        dtype = getattr(torch, config.dtype)
+        vae_config = MiniVAE.load_config(folder / "vae")
+        vae_class = VAE_CLASSES.get(vae_config["_class_name"])
+        if vae_class is None:
+            raise ValueError(f"{folder}/vae: expected one of {sorted(VAE_CLASSES)}, got {vae_config['_class_name']}")
+        transformer = Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+        vae = vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+        prompt_file = Path(config.prompt_embeds) if config.prompt_embeds else folder / "prompt_embeds.safetensors"
+        prompt = load_file(prompt_file)["prompt_embeds"]
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        return cls(transformer.to(config.device), vae.to(config.device), prompt, guidance=config.guidance)
+
+    @torch.no_grad()
+    def encode(self, lr: U8, scale: int) -> Condition:
+        height, width = lr.shape[1] * scale, lr.shape[2] * scale
+        if height % self.size_multiple or width % self.size_multiple:
+            raise ValueError(f"flux2sr: output sides must be divisible by {self.size_multiple}, got {width}x{height}")
+        pixels = from_uint8(torch.from_numpy(np.array(lr))[None]).to(self.device, self.dtype)
+        enlarged = nn.functional.interpolate(pixels, size=(height, width), mode="bicubic").clamp(-1, 1)
+        latents = self._normalised_latents(enlarged)
+        return Condition(_pack(latents), latents.shape[2], latents.shape[3])
+
+    @torch.no_grad()
+    def encode_hr(self, hr: U8) -> Tensor:
+        pixels = from_uint8(torch.from_numpy(np.array(hr))).to(self.device, self.dtype)
+        return self._normalised_latents(pixels)
+
+    def _normalised_latents(self, pixels: Tensor) -> Tensor:
+        return self.normalise(patchify(self.vae.encode(pixels).latent_dist.mode()))
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Patchified latents `[B, 4C, h, w]` -> zero mean, unit variance by the VAE's statistics."""
+        return (z - self._mean) / self._std
+
+    def latent_shape(self, condition: Condition) -> tuple[int, int, int]:
+        return (self.backbone.config.in_channels, condition.height, condition.width)
+
+    def velocity(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        members = x_t.shape[0] // len(conditions)
+        if members * len(conditions) != x_t.shape[0]:
+            raise ValueError(f"velocity: a batch of {x_t.shape[0]} is not a multiple of {len(conditions)} conditions")
+        reference = torch.cat([c.tokens for c in conditions]).repeat_interleave(members, dim=0)
+        height, width = x_t.shape[2:]
+        target = position_ids(height, width, 0)
+        ids = torch.cat([target, position_ids(height, width, REFERENCE_T)]).to(self.device)
+        guidance = None if self._guidance is None else t.new_full((len(t),), self._guidance)
+        out = self.backbone(
+            hidden_states=torch.cat([_pack(x_t.to(self.dtype)), reference.to(self.dtype)], dim=1),
+            encoder_hidden_states=self._prompt.expand(len(x_t), -1, -1),
+            timestep=t.to(self.dtype),
+            img_ids=ids,
+            txt_ids=self._text_ids,
+            guidance=guidance,
+            return_dict=False,
+        )[0]
+        return _unpack(out[:, : len(target)], height, width)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        z = latents.to(self.dtype) * self._std + self._mean
+        return self.vae.decode(unpatchify(z)).sample
+
+
+def _pack(z: Tensor) -> Tensor:
+    return z.flatten(2).transpose(1, 2)
+
+
+def _unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)

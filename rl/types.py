@@ -1,0 +1,139 @@
+"""The carriers: one frozen type per hop between processes.
+
+    SRTask -> RolloutGroup -> RewardTable -> TrainBatch -> LoraSnapshot -> Echo
+
+Arrays are numpy, so that Ray maps them read-only and without a copy on one machine, and so that the driver needs no
+torch. Letters: G members of a group, R rewards, C latent channels, H W pixels of the output, h w of the latent grid.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+
+# LR source -> rollout worker, reward server, learner
+@dataclass(frozen=True, eq=False)
+class SRTask:
+    """One LR image of the run's stream."""
+
+    ordinal: int
+    """Position in the stream, counted from 0; never used twice in a run."""
+    lr_id: str
+    lr: U8
+    """`[3, H/scale, W/scale]` RGB."""
+    hr: U8 | None
+    """`[3, H, W]` RGB, or None where the source has no ground truth."""
+    scale: int
+    seed: int
+    """The run's seed; member seeds derive from (seed, ordinal, member) alone."""
+
+
+# rollout worker -> reward server and learner (object-store reference, put once)
+@dataclass(frozen=True, eq=False)
+class RolloutGroup:
+    """G super-resolved candidates for one LR image, sampled with one adapter version."""
+
+    ordinal: int
+    lr_id: str
+    policy_version: int
+    digest: str
+    """Digest of the adapter that the worker echoed before it sampled."""
+    member_seeds: tuple[int, ...]
+    latents: F32
+    """`[G, C, h, w]` clean latents x0 in the policy's normalised space."""
+    images: U8
+    """`[G, 3, H, W]` RGB, what every reward sees."""
+
+
+# rollout worker -> controller, beside the group's reference
+@dataclass(frozen=True)
+class RolloutReceipt:
+    """What the controller must know of a group without fetching its pixels."""
+
+    ordinal: int
+    policy_version: int
+    digest: str
+    images: int
+    sample_s: float
+
+
+# reward server -> controller
+@dataclass(frozen=True, eq=False)
+class RewardColumn:
+    """One reward's scores for one group."""
+
+    ordinal: int
+    name: str
+    scores: F64
+    """`[G]` finite, higher is better, in the metric's own unit (sign flipped where the metric is lower-better)."""
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class RewardTable:
+    """All scores of one group. A failed score is an exception on the way here, never a number."""
+
+    ordinal: int
+    names: tuple[str, ...]
+    scores: F64
+    """`[G, R]` finite."""
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or self.scores.shape[1] != len(self.names):
+            raise ValueError(f"RewardTable: expected scores [G, {len(self.names)}], got {self.scores.shape}")
+        if not np.isfinite(self.scores).all():
+            bad = [self.names[k] for k in np.flatnonzero(~np.isfinite(self.scores).all(axis=0))]
+            raise ValueError(f"RewardTable {self.ordinal}: non-finite scores of {bad}; drop the group instead")
+
+
+# controller -> learner rank
+@dataclass(frozen=True, eq=False)
+class TrainGroup:
+    """One group with its weights, as one learner rank trains it."""
+
+    task: SRTask
+    group: RolloutGroup
+    advantages: F64
+    """`[G]`, unclipped."""
+
+
+# learner -> rollout workers
+@dataclass(frozen=True, eq=False)
+class LoraSnapshot:
+    """The behaviour adapter of one version."""
+
+    version: int
+    digest: str
+    tensors: dict[str, NDArray[np.generic]]
+    """diffusers LoRA names -> arrays; bfloat16 travels as uint16 bits with `dtype` 'bfloat16'."""
+    dtype: str
+
+
+# rollout worker -> controller
+@dataclass(frozen=True)
+class Echo:
+    """Proof that a worker holds a snapshot: recomputed from the tensors that it will sample with."""
+
+    version: int
+    digest: str
+    canary: float
+    """Mean |v| of one velocity on a fixed input; changes when the adapter's effect changes."""
+    load_s: float
+    verify_s: float
+
+
+def adapter_digest(tensors: dict[str, NDArray[np.generic]], dtype: str) -> str:
+    """xxh3-128 over names, shapes, dtypes and bytes, in name order."""
+    state = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        state.update(f"{name}|{array.shape}|{dtype}|".encode())
+        state.update(array.view(np.uint8).reshape(-1).data)
+    return state.hexdigest()

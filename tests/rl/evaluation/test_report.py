@@ -1,0 +1,100 @@
+"""The report over a run directory made by hand: what it finds, and what it says of missing parts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rl import jsonl
+from rl.evaluation.figures import moving_average, series, smoothing_width
+from rl.evaluation.records import EvalRecord, append_eval
+from rl.evaluation.report import write_report
+from rl.metrics import Key, Metrics
+
+
+def run_dir(path: Path, steps: int) -> Path:
+    rng = np.random.default_rng(0)
+    records = [
+        Metrics(
+            step,
+            10.0 * step,
+            {
+                Key.REWARD_MEAN.of("musiq"): 0.6 + 0.001 * step + 0.01 * rng.normal(),
+                Key.TIME_STEP: 8.0,
+                Key.IDLE_LEARNER: 0.5,
+                Key.PUBLISH_TOTAL: 0.2,
+                Key.PUBLISH_BYTES: 4e6,
+                Key.POLICY_VERSION: float(step),
+                Key.GROUP_DROPPED: float(step == 3),
+                Key.PERF_IMAGES: 3.0,
+                **({Key.EVAL_MEAN.of("musiq"): 0.6} if step % 10 == 0 else {}),
+            },
+        )
+        for step in range(1, steps + 1)
+    ]
+    jsonl.append(path / "metrics.jsonl", [record.to_json() for record in records])
+    return path
+
+
+def test_full_report(tmp_path: Path) -> None:
+    run_dir(tmp_path, 40)
+    for phase, gain in (("start", 0.0), ("end", 1.0)):
+        append_eval(
+            tmp_path / "eval.jsonl",
+            [
+                EvalRecord(
+                    phase, int(gain), f"p{i}", f"p{i}@0", 0, {"musiq": 60.0 + i + gain, "lr": 0.9 - i % 2 * gain}
+                )
+                for i in range(4)
+            ],
+        )
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "step_000010.png").write_bytes(b"")
+    (tmp_path / "before_after.png").write_bytes(b"")
+    text = write_report(tmp_path).read_text()
+    assert "| newest policy version | 40 |" in text
+    assert "| groups dropped | 1 |" in text
+    assert "| musiq | 61.5 | 62.5 | **+1** | +1 to +1 | 100% |" in text
+    assert "| lr | 0.9 | 0.4 | -0.5 | -1 to +0 | 0% |" in text
+    assert "fewer than 10 photographs" in text
+    assert "| `time/step_s` | 8 s | 8 to 8 |" in text
+    assert "seed: 3" in text
+    assert "(samples/step_000010.png)" in text and "(before_after.png)" in text
+    for figure in ("rewards", "time", "push"):
+        assert f"(report/{figure}.png)" in text
+        assert (tmp_path / "report" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_run_of_one_step_says_what_is_missing(tmp_path: Path) -> None:
+    jsonl.append(tmp_path / "metrics.jsonl", [Metrics(1, 2.0, {Key.LOSS_KL: 1.0}).to_json()])
+    text = write_report(tmp_path).read_text()
+    for missing in (
+        "lacks records of phase",
+        "no reward was logged",
+        "no times",
+        "no push",
+        "No config.yaml",
+        "No sheets",
+    ):
+        assert missing in text
+
+
+def test_not_a_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected metrics\.jsonl"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ValueError, match="at least one step"):
+        write_report(tmp_path)
+
+
+def test_moving_average_by_hand() -> None:
+    # ends over what exists: (0+3)/2, (0+3+6)/3, (3+6+3)/3, (6+3)/2
+    np.testing.assert_allclose(moving_average(np.array([0.0, 3.0, 6.0, 3.0]), 3), [1.5, 3.0, 4.0, 4.5])
+    assert [smoothing_width(n) for n in (1, 30, 60, 300)] == [1, 3, 5, 21]
+
+
+def test_series_skips_steps_without_the_key() -> None:
+    records = [Metrics(1, 0.0, {}), Metrics(2, 0.0, {Key.LOSS_KL: 5.0})]
+    steps, values = series(records, Key.LOSS_KL)
+    assert (steps.tolist(), values.tolist()) == ([2.0], [5.0])
