@@ -10,7 +10,7 @@ class RewardActor:
     def __init__(self, config: RewardConfig) -> None:
         from rewards.server import RewardServer
 
-        self.server = RewardServer(config)
+        self.server = RewardServer(config, threads=config.threads)
 
     def ready(self) -> str:
         """Answers when the model is loaded."""

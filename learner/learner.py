@@ -62,6 +62,7 @@ class Learner:
         self.history: dict[int, Adapter] = {0: self._copy(self._old)}
         """Behaviour adapters of the newest max_policy_lag + 1 versions; their tensors are never written again."""
         self.ema: Adapter = self._copy(self._theta)
+        self._grad_norm = 0.0
 
     @staticmethod
     def _copy(parameters: dict[str, torch.nn.Parameter]) -> Adapter:
@@ -80,7 +81,7 @@ class Learner:
             for terms in self._accumulate(batches):
                 sums = [total + term for total, term in zip(sums, terms, strict=True)]
                 count += 1
-            norms.append(float(self.engine.get_global_grad_norm()))
+            norms.append(self._grad_norm)
             self.updates += 1
             self._update_ema()
         self._next_version()
@@ -96,8 +97,17 @@ class Learner:
             self._install_old(batch.policy_version)
             loss = self.engine(batch)
             self.engine.backward(loss.total)
+            if self.engine.is_gradient_accumulation_boundary():
+                self._grad_norm = self._norm_before_step()
             self.engine.step()
+            if self.engine.is_gradient_accumulation_boundary() and self.config.learner.zero_stage > 0:
+                self._grad_norm = float(self.engine.get_global_grad_norm())
             yield float(loss.total.detach()), float(loss.policy), float(loss.kl), float(loss.drift)
+
+    def _norm_before_step(self) -> float:
+        """L2 norm before clipping; DeepSpeed keeps one only under ZeRO, where gradients are sharded."""
+        gradients = [p.grad for p in self._theta.values() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
     def _refuse_stale(self, groups: list[TrainGroup]) -> None:
         for group in groups:

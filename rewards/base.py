@@ -1,0 +1,110 @@
+"""What a reward is: uint8 images in, one float64 score per image out, higher is better.
+
+Holds the protocol, its input carrier and the one error. Left out: how scores become advantages (`rl/advantages.py`),
+retries and deadlines (`actors/`), and the config-time checks (`rewards/checks.py`). Imports no torch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rl.types import F64, U8
+
+
+@dataclass(frozen=True, eq=False)
+class RewardInput:
+    """One group as a reward sees it. Arrays may be read-only: a reward must not write into them."""
+
+    images: U8
+    """`[G, 3, H, W]` RGB candidates."""
+    lr: U8
+    """`[3, H/scale, W/scale]` RGB."""
+    hr: U8 | None
+    """`[3, H, W]` RGB, or None where the source has no ground truth."""
+    scale: int
+
+
+class Reward(Protocol):
+    """One scorer. A failure is a `RewardError`; no method ever turns it into a number."""
+
+    name: str
+    needs_hr: bool
+
+    def score(self, images: U8, lr: U8, hr: U8 | None, scale: int) -> F64:
+        """Scores `[G]` of images `[G, 3, H, W]`: finite, in the metric's own unit, higher is better."""
+        ...
+
+    def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
+        """The same for several groups of equal H and W, as one batch where the reward can; one `[G]` per group."""
+        ...
+
+
+class RewardError(RuntimeError):
+    """A reward could not score. Survives pickling, so that it crosses a Ray border whole.
+
+    Attributes:
+        reward: the reward's name.
+        reason: what failed, with values.
+        groups: positions in the call of the groups at fault; empty where the call failed as a whole.
+        ordinals: the same groups by ordinal; filled by `RewardServer`.
+    """
+
+    def __init__(self, reward: str, reason: str, groups: tuple[int, ...] = (), ordinals: tuple[int, ...] = ()) -> None:
+        super().__init__(reward, reason, groups, ordinals)
+        self.reward, self.reason, self.groups, self.ordinals = reward, reason, groups, ordinals
+
+    def __str__(self) -> str:
+        where = f" (groups {list(self.ordinals)})" if self.ordinals else ""
+        return f"reward '{self.reward}'{where}: {self.reason}"
+
+
+class naming:
+    """Re-raises whatever foreign code (pyiqa, a user's file) raises as a `RewardError` with the reward's name.
+
+    A list of exception types cannot be complete here: weights, downloads and model code fail in dozens of classes.
+    Nothing is swallowed; the original is the `__cause__`. KeyboardInterrupt and SystemExit pass through.
+    """
+
+    def __init__(self, reward: str, doing: str) -> None:
+        self.reward, self.doing = reward, doing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, RewardError):
+            raise RewardError(self.reward, f"{self.doing}: {type(error).__name__}: {error}") from error
+
+
+def checked_scores(reward: str, raw: ArrayLike, count: int) -> F64:
+    """`raw` as float64 `[count]`; accepts `[count]` and `[count, 1]`.
+
+    Raises:
+        RewardError: another number of scores, or a score that is not finite.
+    """
+    scores = np.asarray(raw, dtype=np.float64)
+    if scores.size != count or scores.ndim > 2 or (scores.ndim == 2 and scores.shape != (count, 1)):
+        raise RewardError(reward, f"expected {count} scores, one per image, got an array of shape {scores.shape}")
+    scores = scores.reshape(count)
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if bad.size:
+        values = ", ".join(f"member {k}: {scores[k]}" for k in bad[:4])
+        raise RewardError(reward, f"{bad.size} of {count} scores are not finite ({values})")
+    return scores
+
+
+def score_each(score: Callable[[U8, U8, U8 | None, int], F64], groups: Sequence[RewardInput]) -> list[F64]:
+    """`score_groups` of a reward that gains nothing from batching: group by group, naming the one that failed."""
+    columns = []
+    for k, group in enumerate(groups):
+        try:
+            columns.append(score(group.images, group.lr, group.hr, group.scale))
+        except RewardError as error:
+            raise RewardError(error.reward, error.reason, groups=(k,)) from error
+    return columns

@@ -1,0 +1,57 @@
+"""Weight-free faithfulness: does the super-resolved image, brought back to LR size, give the LR image?
+
+    D(SR) = clip( antialiased bicubic (a = -1/2) of SR to LR size, 0, 1 )      not re-quantised to 8 bits
+    MSE   = mean over 3 channels and all LR pixels of ( D(SR) - LR )^2         pixels in [0, 1]
+    score = min( cap_db, -10 log10 MSE )                                       PSNR in dB
+
+Measures what the LR image can tell and nothing else: blur beyond the LR's Nyquist limit is free, and where the LR
+carries noise or compression, a score near the cap means that they were kept. Use it beside a quality reward.
+Left out: the true degradation of a real photograph, which is unknown.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from rewards.base import RewardError, RewardInput, checked_scores, naming, score_each
+from rewards.pixels import unit_batch
+from rl.config.reward import RewardConfig
+from rl.types import F64, U8
+
+
+class LrConsistency:
+    """PSNR in dB between the downscaled candidate and the LR image.
+
+    Args:
+        config: `device` and `options.cap_db` (default 60, the score of a perfect match) are read.
+    """
+
+    needs_hr = False
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.name = config.name
+        self.cap_db = float(config.options.get("cap_db", 60.0))
+        self._device = torch.device(config.device)
+
+    def score(self, images: U8, lr: U8, hr: U8 | None, scale: int) -> F64:
+        """Scores `[G]` in dB, at most `cap_db`, of images `[G, 3, H, W]` against lr `[3, H/scale, W/scale]`.
+
+        Raises:
+            RewardError: lr is not the images' size divided by scale.
+        """
+        expected = (3, images.shape[2] // scale, images.shape[3] // scale)
+        if lr.shape != expected:
+            raise RewardError(self.name, f"images {images.shape} at scale {scale} need lr {expected}, got {lr.shape}")
+        with naming(self.name, "scoring"), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            x = unit_batch([images], self._device)
+            down = interpolate(x, size=lr.shape[1:], mode="bicubic", antialias=True).clamp_(0, 1)
+            error = down.sub_(unit_batch([lr[None]], self._device)).double()
+            mse = error.square_().mean(dim=(1, 2, 3)).cpu().numpy()
+        floor = 10.0 ** (-self.cap_db / 10)
+        return checked_scores(self.name, -10 * np.log10(np.maximum(mse, floor)), len(images))
+
+    def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
+        """The scores of each group, one after the other."""
+        return score_each(self.score, groups)

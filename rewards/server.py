@@ -1,0 +1,72 @@
+"""One reward behind one method: tasks and groups in, reward columns out. A plain class; `actors/` wraps it.
+
+Left out: retries, deadlines and dropping of groups (the controller's), transport, and replicas.
+"""
+
+import time
+from collections.abc import Sequence
+
+from rewards import build_reward
+from rewards.base import RewardError, RewardInput
+from rl.config.reward import RewardConfig
+from rl.types import RewardColumn, RolloutGroup, SRTask
+
+
+class RewardServer:
+    """Scores groups with one reward, up to `config.batch_groups` groups of equal size per call of it.
+
+    Args:
+        config: the reward to build.
+        threads: torch's intra-op threads for this whole process; None leaves them as they are.
+
+    Raises:
+        RewardError: the reward could not be built.
+    """
+
+    def __init__(self, config: RewardConfig, *, threads: int | None = None) -> None:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        self.config = config
+        self.reward = build_reward(config)
+
+    def score(self, tasks: Sequence[SRTask], groups: Sequence[RolloutGroup]) -> list[RewardColumn]:
+        """One column per group, in the order given; `seconds` is the group's share of its batch, by images.
+
+        Raises:
+            ValueError: tasks and groups do not belong together, or an array has the wrong shape.
+            RewardError: a group could not be scored; `ordinals` names the groups at fault.
+        """
+        inputs = [_reward_input(task, group) for task, group in zip(tasks, groups, strict=True)]
+        columns: dict[int, RewardColumn] = {}
+        for batch in self._batches(inputs):
+            start = time.perf_counter()
+            try:
+                scores = self.reward.score_groups([inputs[k] for k in batch])
+            except RewardError as error:
+                positions = tuple(batch[k] for k in error.groups) or tuple(batch)
+                ordinals = tuple(groups[k].ordinal for k in positions)
+                raise RewardError(error.reward, error.reason, groups=positions, ordinals=ordinals) from error
+            per_image = (time.perf_counter() - start) / sum(len(part) for part in scores)
+            for k, part in zip(batch, scores, strict=True):
+                columns[k] = RewardColumn(groups[k].ordinal, self.config.name, part, per_image * len(part))
+        return [columns[k] for k in range(len(groups))]
+
+    def _batches(self, inputs: Sequence[RewardInput]) -> list[list[int]]:
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for k, one in enumerate(inputs):
+            by_size.setdefault((*one.images.shape[1:], one.scale), []).append(k)
+        step = self.config.batch_groups
+        return [same[at : at + step] for same in by_size.values() for at in range(0, len(same), step)]
+
+
+def _reward_input(task: SRTask, group: RolloutGroup) -> RewardInput:
+    if task.ordinal != group.ordinal:
+        raise ValueError(f"expected the group of task {task.ordinal}, got the group of task {group.ordinal}")
+    images = group.images
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != "uint8" or not len(images):
+        raise ValueError(f"group {group.ordinal}: expected uint8 [G, 3, H, W], got {images.dtype} {images.shape}")
+    if task.hr is not None and task.hr.shape != images.shape[1:]:
+        raise ValueError(f"group {group.ordinal}: expected hr {images.shape[1:]}, got {task.hr.shape}")
+    return RewardInput(images, task.lr, task.hr, task.scale)

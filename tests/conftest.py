@@ -1,0 +1,110 @@
+"""Fixtures that more than one folder uses: stored images, tiny real models on disk, and a run's configuration.
+
+Nothing here imports torch at the top, so that collecting the torch-free tests stays quick.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+TEXT_DIM = 12
+PROMPT_TOKENS = 3
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with stored photographs and weights, which is not part of the repository."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared test images and weights, {folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flux2_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes diffusers folders with FLUX.2's real classes at a tiny random size; arguments go to the transformer."""
+
+    def make(**transformer: Any) -> Path:
+        import torch
+        from diffusers import AutoencoderKLFlux2
+
+        torch.manual_seed(1)
+        vae = AutoencoderKLFlux2(
+            block_out_channels=(4, 4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=32
+        )
+        return _write(tmp_path_factory.mktemp("flux2"), vae, **transformer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_flux2_folder(flux2_folder: Callable[..., Path]) -> Path:
+    """FLUX.2's real transformer and VAE classes, tiny and random, without a guidance embedding."""
+    return flux2_folder()
+
+
+@pytest.fixture(scope="session")
+def mini_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded preset, or where a checkout has none a tiny random model of the same classes."""
+    embedded = REPOSITORY / "rl" / "policies" / "flux2sr" / "weights" / "mini"
+    if (embedded / "transformer" / "config.json").is_file():
+        return embedded
+    import torch
+
+    from rl.policies.flux2sr.mini_vae import MiniVAE
+
+    torch.manual_seed(2)
+    vae = MiniVAE(4, (8, 8), (1, 1), (8, 8), (1, 1))
+    return _write(tmp_path_factory.mktemp("mini"), vae)
+
+
+def _write(folder: Path, vae: Any, **changes: Any) -> Path:
+    import torch
+    from diffusers import Flux2Transformer2DModel
+    from safetensors.torch import save_file
+
+    channels = 4 * vae.config.latent_channels
+    size: dict[str, Any] = {
+        "in_channels": channels,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": TEXT_DIM,
+        "timestep_guidance_channels": 16,
+        "mlp_ratio": 2.0,
+        "axes_dims_rope": (4, 4, 4, 4),
+        "guidance_embeds": False,
+    }
+    torch.manual_seed(3)
+    transformer = Flux2Transformer2DModel(**{**size, **changes})
+    vae.bn.running_mean.copy_(0.3 * torch.randn(channels))
+    vae.bn.running_var.copy_(0.5 + torch.rand(channels))
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+    save_file({"prompt_embeds": torch.randn(PROMPT_TOKENS, TEXT_DIM)}, folder / "prompt_embeds.safetensors")
+    return folder
+
+
+@pytest.fixture
+def run_config(tiny_flux2_folder: Path) -> Callable[..., Any]:
+    """Builds a `RunConfig` on the tiny model from dotted overrides, `run_config("rollout.group_size=4")`."""
+
+    def make(*overrides: str, path: Path = tiny_flux2_folder) -> Any:
+        from rl.config import load
+        from rl.config.run import RunConfig
+
+        raw: dict[str, Any] = {
+            "data": {"path": ["skimage:camera"]},
+            "policy": {"path": str(path), "lora": {"rank": 4, "alpha": 8}},
+            "rollout": {"group_size": 4, "sampler": {"steps": 4, "shift": 1.0}},
+            "rewards": [{"name": "lr_consistency", "type": "lr_consistency"}],
+        }
+        for override in overrides:
+            load._apply(raw, override)
+        return load.validate(RunConfig, raw, "test")
+
+    return make

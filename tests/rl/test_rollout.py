@@ -1,0 +1,202 @@
+"""RolloutWorker without Ray: same images whoever samples them, and never with an adapter it has not verified."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rl.config.run import RunConfig
+from rl.rollout import RolloutWorker, SnapshotRefused
+from rl.seeding import member_seeds
+from rl.types import LoraSnapshot, RolloutGroup, SRTask
+
+MEMBERS = 6
+
+
+@pytest.fixture(scope="module")
+def mini_config(mini_folder: Path) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "data": {"path": ["skimage:camera"], "crop": 64},
+            "policy": {"path": str(mini_folder), "lora": {"rank": 4, "alpha": 8}},
+            "rollout": {"group_size": MEMBERS, "sampler": {"steps": 3, "shift": 1.0}},
+            "rewards": [{"name": "lr_consistency", "type": "lr_consistency"}],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def snapshot(mini_config: RunConfig) -> LoraSnapshot:
+    return random_snapshot(RolloutWorker(mini_config), 2)
+
+
+@pytest.fixture(scope="module")
+def worker(mini_config: RunConfig, snapshot: LoraSnapshot) -> RolloutWorker:
+    worker = RolloutWorker(mini_config)
+    worker.install(snapshot)
+    return worker
+
+
+def random_snapshot(worker: RolloutWorker, version: int, scale: float = 0.05) -> LoraSnapshot:
+    from rl.types import adapter_digest
+
+    rng = np.random.default_rng(version)
+    tensors: dict[str, np.ndarray[Any, Any]] = {
+        name: (scale * rng.standard_normal(parameter.shape)).astype(np.float32)
+        for name, parameter in worker._adapter.items()
+    }
+    return LoraSnapshot(version, adapter_digest(tensors, "float32"), tensors, "float32")
+
+
+def make_task(ordinal: int, seed: int = 0) -> SRTask:
+    lr = np.random.default_rng(ordinal).integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    return SRTask(ordinal, f"photo@{ordinal}", lr, None, 4, seed)
+
+
+def roll(worker: RolloutWorker, ordinal: int) -> RolloutGroup:
+    return worker.rollout(make_task(ordinal), member_seeds(0, ordinal, MEMBERS))[1]
+
+
+def assert_same_pictures(one: RolloutGroup, other: RolloutGroup) -> None:
+    """Latents to 1e-5, pixels to one step of rounding."""
+    np.testing.assert_allclose(one.latents, other.latents, rtol=0, atol=1e-5)
+    assert np.abs(one.images.astype(int) - other.images.astype(int)).max() <= 1
+
+
+def test_one_worker_and_two_workers_make_the_same_images(
+    mini_config: RunConfig, snapshot: LoraSnapshot, worker: RolloutWorker
+) -> None:
+    """Groups 0 to 2 by one worker equal the same groups by another one that sees them in another order."""
+    second = RolloutWorker(mini_config)
+    second.install(snapshot)
+    theirs = {ordinal: roll(second, ordinal) for ordinal in (2, 0)}
+    for ordinal, group in theirs.items():
+        assert_same_pictures(roll(worker, ordinal), group)
+    assert np.abs(theirs[0].latents - theirs[2].latents).max() > 0.1
+
+
+def test_micro_batches_change_nothing(
+    mini_config: RunConfig, snapshot: LoraSnapshot, worker: RolloutWorker
+) -> None:
+    """6 members as one batch equal 5 + 1."""
+    rollout = mini_config.rollout.model_copy(update={"micro_batch": 5})
+    small = RolloutWorker(mini_config.model_copy(update={"rollout": rollout}))
+    small.install(snapshot)
+    sizes: list[int] = []
+    velocity = small.policy.velocity
+    small.policy.velocity = lambda x, t, c: sizes.append(len(x)) or velocity(x, t, c)  # type: ignore[method-assign]
+    assert_same_pictures(roll(small, 1), roll(worker, 1))
+    assert set(sizes) == {5, 1}
+
+
+def test_members_depend_on_their_own_seed(worker: RolloutWorker) -> None:
+    """A member sampled beside others equals the member sampled alone; members of a group differ."""
+    seeds = member_seeds(0, 4, MEMBERS)
+    group = roll(worker, 4)
+    _, alone = worker.rollout(make_task(4), seeds[3:4])
+    np.testing.assert_allclose(alone.latents[0], group.latents[3], rtol=0, atol=1e-5)
+    distance = np.abs(group.latents[:, None] - group.latents[None]).mean(axis=(2, 3, 4))
+    assert (distance[~np.eye(MEMBERS, dtype=bool)] > 0.05).all()
+
+
+def test_group_and_receipt_say_what_was_sampled(worker: RolloutWorker, snapshot: LoraSnapshot) -> None:
+    seeds = member_seeds(0, 3, MEMBERS)
+    receipt, group = worker.rollout(make_task(3), seeds)
+    assert (group.ordinal, group.lr_id, group.member_seeds) == (3, "photo@3", seeds)
+    assert (group.policy_version, group.digest) == (2, snapshot.digest)
+    assert (receipt.ordinal, receipt.policy_version, receipt.digest) == (3, 2, snapshot.digest)
+    assert receipt.images == MEMBERS and receipt.sample_s > 0
+    assert group.images.shape == (MEMBERS, 3, 64, 64) and group.images.dtype == np.uint8
+    assert group.latents.dtype == np.float32
+
+
+def test_images_are_the_decoded_latents(worker: RolloutWorker) -> None:
+    """What the rewards see is what the learner trains on."""
+    group = roll(worker, 5)
+    with torch.no_grad():
+        pixels = worker.policy.decode(torch.from_numpy(group.latents))
+    expected = (pixels.clamp(-1, 1).numpy() + 1) * 127.5
+    assert np.abs(group.images - expected).max() <= 0.51
+
+
+def test_one_adapter_only_another_image(run_config: Callable[..., RunConfig]) -> None:
+    """The installed adapter reaches the images."""
+    worker = RolloutWorker(run_config())
+    worker.install(random_snapshot(worker, 1))
+    before = roll(worker, 0)
+    worker.install(random_snapshot(worker, 2, scale=0.3))
+    after = roll(worker, 0)
+    assert np.abs(before.latents - after.latents).max() > 1e-2
+
+
+def test_no_sampling_before_the_first_push(run_config: Callable[..., RunConfig]) -> None:
+    with pytest.raises(SnapshotRefused, match="holds no verified adapter; push one before sampling"):
+        roll(RolloutWorker(run_config()), 0)
+
+
+def test_one_flipped_bit_is_refused_and_stops_sampling(run_config: Callable[..., RunConfig]) -> None:
+    """A worker that held a good adapter refuses a tampered one by name, samples nothing, and recovers."""
+    worker = RolloutWorker(run_config())
+    good = random_snapshot(worker, 4)
+    worker.install(good)
+    name = sorted(good.tensors)[-1]
+    tampered = good.tensors[name].copy()
+    tampered.view(np.uint8).reshape(-1)[-1] ^= 1
+    with pytest.raises(SnapshotRefused, match=rf"snapshot 4: claims digest {good.digest}, its tensors have [0-9a-f]+"):
+        worker.install(replace(good, tensors={**good.tensors, name: tampered}))
+    with pytest.raises(SnapshotRefused, match="no verified adapter"):
+        roll(worker, 0)
+    echo = worker.install(good)
+    assert (echo.version, echo.digest) == (4, good.digest)
+    assert len(roll(worker, 0).images) == MEMBERS
+
+
+def test_a_partial_snapshot_is_refused_and_stops_sampling(run_config: Callable[..., RunConfig]) -> None:
+    worker = RolloutWorker(run_config())
+    good = random_snapshot(worker, 4)
+    worker.install(good)
+    name = sorted(good.tensors)[0]
+    partial = {key: value for key, value in good.tensors.items() if key != name}
+    with pytest.raises(ValueError, match=rf"snapshot 4: adapter misses \['{name}'\]"):
+        worker.install(replace(good, tensors=partial))
+    with pytest.raises(SnapshotRefused, match="no verified adapter"):
+        roll(worker, 0)
+
+
+def test_a_snapshot_of_another_rank_is_refused(run_config: Callable[..., RunConfig]) -> None:
+    worker = RolloutWorker(run_config())
+    other = random_snapshot(RolloutWorker(run_config("policy.lora.rank=5")), 1)
+    with pytest.raises(ValueError, match=r"snapshot 1: .* is \(5, 32\), not \(4, 32\)|is \(32, 5\), not \(32, 4\)"):
+        worker.install(other)
+    with pytest.raises(SnapshotRefused, match="no verified adapter"):
+        roll(worker, 0)
+
+
+def test_the_canary_moves_when_the_adapter_gets_an_effect(run_config: Callable[..., RunConfig]) -> None:
+    """Equal for two adapters with B = 0, whatever A is; another value as soon as B is not 0."""
+    worker = RolloutWorker(run_config())
+
+    def canary(version: int, b: float) -> float:
+        from rl.types import adapter_digest
+
+        drawn = random_snapshot(worker, version).tensors
+        tensors = {name: value * (b if "lora_B" in name else 1.0) for name, value in drawn.items()}
+        tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
+        return worker.install(LoraSnapshot(version, adapter_digest(tensors, "float32"), tensors, "float32")).canary
+
+    assert canary(1, 0.0) == canary(2, 0.0)
+    assert abs(canary(1, 1.0) - canary(1, 0.0)) > 1e-7
+    assert canary(1, 1.0) == canary(1, 1.0)
+
+
+def test_echo_reports_recomputed_digest_and_times(run_config: Callable[..., RunConfig]) -> None:
+    worker = RolloutWorker(run_config())
+    snapshot = random_snapshot(worker, 9)
+    echo = worker.install(snapshot)
+    assert (echo.version, echo.digest) == (9, snapshot.digest)
+    assert echo.load_s > 0 and echo.verify_s > 0
+    assert worker.adapter_size == sum(array.size for array in snapshot.tensors.values())
