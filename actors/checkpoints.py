@@ -3,13 +3,13 @@
 checkpoints/step-000050/{controller.json, learner.json, ema.safetensors, old-*.safetensors, deepspeed/}
 """
 
-import asyncio
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.deadline import all_within
 from actors.ledger import Ledger
 from rl.config.run import CheckpointSection
 
@@ -55,12 +55,5 @@ class Checkpoints:
 
 
 async def _every(learners: Sequence[Any], method: str, folder: Path, deadline_s: float) -> None:
-    calls = [_done(getattr(learner, method).remote(folder)) for learner in learners]
-    try:
-        await asyncio.wait_for(asyncio.gather(*calls), deadline_s)
-    except TimeoutError as error:
-        raise RuntimeError(f"checkpoint {method} {folder}: no answer within {deadline_s:.0f} s") from error
-
-
-async def _done(ref: Any) -> Any:
-    return await ref
+    calls = [getattr(learner, method).remote(folder) for learner in learners]
+    await all_within(calls, deadline_s, f"checkpoint {method} {folder}", "learner.deadline_s")

@@ -10,14 +10,15 @@ Sync (`max_policy_lag` 0) and async are this one loop: only the gate in `Samplin
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actors.checkpoints import Checkpoints
+from actors.deadline import all_within, within
 from actors.evaluate import Evaluator
 from actors.lanes import LaneClock, Sampling, ScoredGroup, Stopwatch, Versions
 from actors.launch import Cluster
@@ -30,8 +31,8 @@ from rl.advantages import AGGREGATIONS, AdvantageBatch, to_reward_weight
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.sheets import sample_rows, sheet_path, write_sample_sheet
-from rl.metrics import Key, Metrics
-from rl.types import F64
+from rl.metrics import Metrics, Value
+from rl.types import F64, RolloutGroup
 
 if TYPE_CHECKING:
     from learner.learner import TrainReport
@@ -100,7 +101,7 @@ class Controller:
                 push = await sync.push(must_change=report.grad_norm > 0)
                 await versions.publish(push.version)
                 self.step += 1
-                self._record(groups, batch, report, push, lanes, pools, watch(), trained())
+                await self._record(groups, batch, report, push, lanes, pools, watch(), trained())
                 if self.step % self.config.checkpoint.every == 0 or self.stop.is_set():
                     await self._save()
                 if evaluator.due(self.step) and self.step < self.config.train.steps:
@@ -137,17 +138,13 @@ class Controller:
             mine = slice(rank * share, (rank + 1) * share)
             carriers = [g.task_ref for g in groups[mine]] + [g.group_ref for g in groups[mine]]
             rows: list[F64] = list(batch.advantages[mine])
-            calls.append(_await(learner.train.remote(rows, *carriers)))
-        try:
-            reports = await asyncio.wait_for(asyncio.gather(*calls), self.config.learner.deadline_s)
-        except TimeoutError as error:
-            raise RuntimeError(
-                f"learner: no step within learner.deadline_s {self.config.learner.deadline_s:.0f} s"
-            ) from error
+            calls.append(learner.train.remote(rows, *carriers))
+        deadline_s = self.config.learner.deadline_s
+        reports: list[TrainReport] = await all_within(calls, deadline_s, "learner.train", "learner.deadline_s")
         self.ledger.train([group.receipt.ordinal for group in groups])
         return reports[0], batch
 
-    def _record(
+    async def _record(
         self, groups: list[ScoredGroup], batch: AdvantageBatch, report: "TrainReport", push: PushReport,
         lanes: Sampling, pools: Sequence[RewardPool], step_s: float, lag_s: float,
     ) -> None:  # fmt: skip
@@ -156,19 +153,19 @@ class Controller:
         lanes.clock = LaneClock()
         self._log(values)
         if self.step % self.config.monitor.sample_every == 0 or self.step == self.config.train.steps:
-            self._sheet(groups[0], batch.advantages[0], r[0])
+            await self._sheet(groups[0], batch.advantages[0], r[0])
 
-    def _sheet(self, scored: ScoredGroup, advantages: F64, r: F64) -> None:
-        import ray
-
-        group = ray.get(scored.group_ref, timeout=self.config.rollout.deadline_s)
+    async def _sheet(self, scored: ScoredGroup, advantages: F64, r: F64) -> None:
+        group: RolloutGroup = await within(
+            scored.group_ref, self.config.rollout.deadline_s, "pixels of a sample sheet", "rollout.deadline_s"
+        )
         path = sheet_path(self.run_dir, self.step, group.ordinal)
         write_sample_sheet(path, scored.task, group, scored.table, advantages, r)
         self.monitor.log_samples(self.step, path, sample_rows(scored.task, group, scored.table, advantages, r))
 
-    def _log(self, values: Any) -> None:
+    def _log(self, values: Mapping[str, Value]) -> None:
         if values:
-            self.monitor.log(Metrics(self.step, self._clock(), {str(key): value for key, value in values.items()}))
+            self.monitor.log(Metrics(self.step, self._clock(), values))
 
     async def _save(self) -> None:
         await self._checkpoints.save(self.step, self.ledger, self.cluster.learners, self.config.learner.deadline_s)
@@ -183,11 +180,3 @@ async def _all(tasks: list[asyncio.Task[ScoredGroup]], later: list[asyncio.Task[
             task.result()
         waiting -= done
     return [task.result() for task in tasks]
-
-
-async def _await(ref: Any) -> "TrainReport":
-    report: TrainReport = await ref
-    return report
-
-
-__all__ = ["Controller", "Key", "Outcome"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.deadline import within
 from actors.lanes import Sampling
 from actors.scoring import RewardPool, score_group
 from actors.weight_sync import WeightSync
@@ -71,13 +72,18 @@ class Evaluator:
         ]
         stride = max(1, len(self._tasks) // SHOWN)
         shown = task.ordinal % stride == 0 and task.ordinal // stride < SHOWN
-        return records, await _group(group_ref) if shown else None
+        return records, await self._fetch(group_ref) if shown else None
+
+    async def _fetch(self, group_ref: Any) -> RolloutGroup:
+        deadline_s = self._config.rollout.deadline_s
+        group: RolloutGroup = await within(group_ref, deadline_s, "pixels of an evaluated crop", "rollout.deadline_s")
+        return group
 
     def _keep(self, phase: Phase, step: int, groups: list[RolloutGroup]) -> None:
         folder = self._run_dir / "eval"
         folder.mkdir(parents=True, exist_ok=True)
         images: dict[str, U8] = {group.lr_id: group.images[0] for group in groups}
-        np.savez(folder / f"{phase}-{step:06d}.npz", **images)
+        np.savez(folder / f"{phase}-{step:06d}.npz", allow_pickle=False, **images)
 
     def _metrics(self, phase: Phase, records: list[EvalRecord]) -> dict[str, float]:
         names = [reward.name for reward in self._config.rewards]
@@ -88,8 +94,3 @@ class Evaluator:
         values = {Key.EVAL_MEAN.of(name): mean for name, mean in means.items()}
         values.update({Key.EVAL_DELTA.of(n): means[n] - self._start[n] for n in names if n in self._start})
         return values
-
-
-async def _group(ref: Any) -> RolloutGroup:
-    group: RolloutGroup = await ref
-    return group

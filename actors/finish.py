@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from actors.deadline import get_within
 from actors.launch import Cluster
 from actors.learner_worker import Published
 from rl.config.run import RunConfig
@@ -13,15 +14,15 @@ from rl.evaluation.report import write_report
 from rl.evaluation.sheets import BEFORE_AFTER_FILE, Cell, ContactRow, bicubic_upscale, write_contact_sheet
 from rl.export import export_lora
 from rl.metrics import METRICS_FILE
+from rl.types import LoraSnapshot
 
 
 def finish(config: RunConfig, run_dir: Path, cluster: Cluster, step: int) -> None:
     """Export the EMA, draw before/after on held-out crops, write report.md."""
-    import ray
-
     deadline_s = config.learner.deadline_s
-    published: Published = ray.get(cluster.learners[0].publish.remote(ema=True), timeout=deadline_s)
-    snapshot = ray.get(published.ref, timeout=deadline_s)
+    call = cluster.learners[0].publish.remote(ema=True)
+    published: Published = get_within(call, deadline_s, "export: learner.publish", "learner.deadline_s")
+    snapshot: LoraSnapshot = get_within(published.ref, deadline_s, "export: the adapter", "learner.deadline_s")
     evaluated = run_dir / EVAL_FILE
     rewards = changes(read_eval(evaluated)) if evaluated.exists() else ()
     export_lora(run_dir / "lora", snapshot, config, step=step, rewards=rewards)

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from actors.deadline import within
 from actors.ledger import Ledger
 from actors.scoring import RewardPool, ScoringFailed, score_group
 from rl.config.run import RunConfig
@@ -110,21 +111,13 @@ class Sampling:
         """Sample on the first free worker."""
         worker = await self._free.get()
         try:
-            receipt_ref, group_ref = worker.rollout.remote(task_ref, seeds)
-            receipt = await asyncio.wait_for(_receipt(receipt_ref), self._config.rollout.deadline_s)
-        except TimeoutError as error:
-            raise RuntimeError(
-                f"rollout: no group within rollout.deadline_s {self._config.rollout.deadline_s:.0f} s; "
-                "is the worker alive, is the image too large?"
-            ) from error
+            receipt_ref, group_ref = worker.rollout.options(num_returns=2).remote(task_ref, seeds)
+            receipt: RolloutReceipt = await within(
+                receipt_ref, self._config.rollout.deadline_s, "rollout of one group", "rollout.deadline_s"
+            )
         finally:
             self._free.put_nowait(worker)
         return receipt, group_ref
-
-
-async def _receipt(ref: Any) -> RolloutReceipt:
-    receipt: RolloutReceipt = await ref
-    return receipt
 
 
 class Stopwatch:

@@ -3,11 +3,13 @@
 driver ── RolloutActor x N ── RewardActor x replicas, per reward ── LearnerActor x ranks
 """
 
+import logging
 import math
 import os
 from dataclasses import dataclass
 from typing import Any
 
+from actors.deadline import get_within
 from rl.config.reward import RewardConfig
 from rl.config.run import RunConfig
 
@@ -39,29 +41,30 @@ def start_ray(config: RunConfig) -> None:
         object_store_memory=config.ray.object_store_mb * 2**20,
         include_dashboard=False,
         configure_logging=True,
-        logging_level="WARNING",
+        logging_level=logging.WARNING,
         log_to_driver=True,
     )
 
 
 def spawn(config: RunConfig) -> Cluster:
     """Create every actor and wait until each has loaded its model; the learner's ranks join each other last."""
-    import ray
-
     workers = _spawn_workers(config)
     rewards = {r.name: tuple(_spawn_reward(r) for _ in range(r.replicas)) for r in config.rewards}
     learners = tuple(_spawn_learner(config, rank) for rank in range(config.learner.ranks))
-    master = ray.get(learners[0].address.remote(), timeout=config.learner.deadline_s)
+    deadline_s = config.learner.deadline_s
+    master = get_within(learners[0].address.remote(), deadline_s, "start of the learner", "learner.deadline_s")
     started = [learner.start.remote(config, master) for learner in learners]
     ready = [actor.ready.remote() for actor in (*workers, *(s for pool in rewards.values() for s in pool))]
-    ray.get([*started, *ready], timeout=config.learner.deadline_s)
+    get_within([*started, *ready], deadline_s, "start of all processes", "learner.deadline_s")
     return Cluster(workers, rewards, learners)
 
 
 def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
-    from actors.rollout_worker import remote_class
+    import ray
 
-    remote = remote_class()
+    from actors.rollout_worker import RolloutActor
+
+    remote = ray.remote(RolloutActor)
     cpus, gpus = config.rollout.cpus_per_worker, config.rollout.gpus_per_worker
     placed = remote.options(num_cpus=cpus, num_gpus=gpus)
     return tuple(placed.remote(config) for _ in range(config.rollout.workers))

@@ -40,7 +40,8 @@ class LearnerActor:
         """Where rank 0 will listen."""
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+            host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+            return host, probe.getsockname()[1]
 
     def start(self, config: RunConfig, master: tuple[str, int]) -> None:
         """Build the learner; returns when all ranks have joined. torch is imported here, never in the driver."""

@@ -1,6 +1,8 @@
 """Everything that can be refused before a process starts: data, weights, rewards, the run directory."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec
 
 from actors.checkpoints import newest_checkpoint
 from rewards import check_reward
@@ -10,24 +12,26 @@ from rl.config.run import RunConfig
 from rl.data.photos import check_sources
 from rl.metrics import METRICS_FILE
 
+_P = ParamSpec("_P")
+
 
 def preflight(config: RunConfig, *, resume: bool) -> None:
     """Raise `ConfigError` with every problem found, one line each."""
     problems: list[str] = []
     checks = [("data", config.data)] + ([("eval.data", config.eval.data)] if config.eval.data else [])
     for where, data in checks:
-        problems += _try(lambda where=where, data=data: _check_data(where, data))
+        problems += _try(_check_data, where, data)
         for reward in config.rewards:
-            problems += _try(lambda r=reward, d=data: check_reward(r, has_hr=d.has_hr, sr_side=d.crop))
-    problems += _try(lambda: _check_run_dir(Path(config.run.dir), resume=resume))
-    problems += _try(lambda: _check_policy(config))
+            problems += _try(check_reward, reward, has_hr=data.has_hr, sr_side=data.crop)
+    problems += _try(_check_run_dir, Path(config.run.dir), resume=resume)
+    problems += _try(_check_policy, config)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
-def _try(check: object) -> list[str]:
+def _try(check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> list[str]:
     try:
-        check()  # type: ignore[operator]
+        check(*args, **kwargs)
     except (ValueError, FileNotFoundError) as error:
         return [f"  {error}"]
     return []

@@ -1,7 +1,5 @@
 """A RolloutWorker as a Ray actor: builds it inside the actor, so that the driver never imports torch."""
 
-from typing import Any
-
 from rl.config.run import RunConfig
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask
 
@@ -22,14 +20,10 @@ class RolloutActor:
         """Load, verify, echo."""
         return self.worker.install(snapshot)
 
+    def canary(self) -> float:
+        """A number that changes when the adapter's effect changes."""
+        return self.worker.canary()
+
     def rollout(self, task: SRTask, seeds: tuple[int, ...]) -> tuple[RolloutReceipt, RolloutGroup]:
         """Sample one group; the two results are separate objects, so the driver fetches the receipt alone."""
         return self.worker.rollout(task, seeds)
-
-
-def remote_class() -> Any:
-    """The actor class with its two-part rollout."""
-    import ray
-
-    RolloutActor.rollout = ray.method(num_returns=2)(RolloutActor.rollout)  # type: ignore[method-assign]
-    return ray.remote(RolloutActor)

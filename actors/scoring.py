@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
+from actors.deadline import DeadlineError, within
+from rewards.base import RewardError
 from rl.config.reward import RewardConfig
 from rl.types import RewardColumn, RewardTable
 
@@ -61,9 +63,12 @@ class RewardPool:
     async def _call(self, server: Any, batch: list[Request]) -> None:
         started = time.perf_counter()
         call = server.score.remote(len(batch), *(r.task for r in batch), *(r.group for r in batch))
+        setting = f"deadline_s of reward '{self.config.name}'"
         try:
-            columns = await asyncio.wait_for(_result(call), self.config.deadline_s)
-        except (RayError, TimeoutError, ValueError, RuntimeError) as error:
+            columns: list[RewardColumn] = await within(
+                call, self.config.deadline_s, f"reward '{self.config.name}'", setting
+            )
+        except (RayError, DeadlineError) as error:
             self._retry_or_fail(batch, error)
             return
         self.failed_in_a_row = 0
@@ -74,10 +79,12 @@ class RewardPool:
             if not request.result.done():
                 request.result.set_result(column)
 
-    def _retry_or_fail(self, batch: list[Request], error: BaseException) -> None:
+    def _retry_or_fail(self, batch: list[Request], error: RayError | DeadlineError) -> None:
+        """Only groups at fault lose an attempt: a group whose neighbour cannot be scored is not dropped with it."""
         self.failed_in_a_row += 1
+        at_fault = groups_at_fault(error, [request.ordinal for request in batch])
         for request in batch:
-            request.attempts += 1
+            request.attempts += request.ordinal in at_fault
             if request.attempts <= self.config.retries:
                 self._queue.put_nowait(request)
             elif not request.result.done():
@@ -106,11 +113,19 @@ async def score_group(pools: Sequence[RewardPool], ordinal: int, task: Any, grou
     )
 
 
-async def _result(ref: Any) -> list[RewardColumn]:
-    columns: list[RewardColumn] = await ref
-    return columns
+def groups_at_fault(error: RayError | DeadlineError, ordinals: Sequence[int]) -> set[int]:
+    """The ordinals of a call that its error names; all of them where it names none, so that retries are bounded."""
+    cause = _cause(error)
+    named = set(cause.ordinals) & set(ordinals) if isinstance(cause, RewardError) else set()
+    return named or set(ordinals)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was raised inside the actor; Ray wraps it."""
+    return error.cause if isinstance(error, RayTaskError) else error
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1] if isinstance(error, RayError) else lines[0]
+    cause = _cause(error)
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return lines[-1] if isinstance(cause, RayError) else lines[0]

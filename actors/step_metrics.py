@@ -74,7 +74,7 @@ def _rewards(pools: Sequence[RewardPool], step_s: float) -> dict[str, Value]:
     replicas = sum(pool.config.replicas for pool in pools)
     for pool in pools:
         pool.scored, pool.waited_s, pool.busy_s = 0, 0.0, 0.0
-    wait = {Key.REWARD_QUEUE_WAIT: waited / scored} if scored else {}
+    wait: dict[str, Value] = {Key.REWARD_QUEUE_WAIT: waited / scored} if scored else {}
     return {Key.IDLE_REWARD: _idle(busy, step_s * replicas), **wait}
 
 

@@ -85,9 +85,17 @@ class Learner:
             self.updates += 1
             self._update_ema()
         self._next_version()
-        means = [total / count for total in sums]
+        loss_total, loss_policy, loss_kl, drift = (total / count for total in sums)
         return TrainReport(
-            self.version, self.updates, *means, sum(norms) / len(norms), self._lr(), time.perf_counter() - started
+            version=self.version,
+            updates=self.updates,
+            loss_total=loss_total,
+            loss_policy=loss_policy,
+            loss_kl=loss_kl,
+            drift=drift,
+            grad_norm=sum(norms) / len(norms),
+            lr=self._lr(),
+            train_s=time.perf_counter() - started,
         )
 
     def _accumulate(self, batches: Iterator[MicroBatch]) -> Iterator[tuple[float, float, float, float]]:

@@ -21,7 +21,7 @@ from rl.data.degradation import degrade
 from rl.objectives.nft import noised
 from rl.perceptual import LpipsSqueeze
 from rl.policies.base import Condition, from_uint8
-from rl.policies.flux2sr.mini_vae import MiniVAE
+from rl.policies.flux2sr.mini_vae import MiniVAE, running_statistics
 from rl.policies.flux2sr.policy import Flux2SR, patchify
 from rl.seeding import derive_seed
 from rl.types import U8
@@ -92,8 +92,9 @@ def cache_pairs(vae: MiniVAE, source: CropSource, config: PretrainConfig) -> Pai
         z_lr.append(patchify(vae.encode(enlarged.to(vae.device)).latent_dist.mode()))
         hr.append(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
     pairs = Pairs(torch.cat(hr), torch.cat(z_hr), torch.cat(z_lr))
-    vae.bn.running_mean.copy_(pairs.z_hr.mean((0, 2, 3)))
-    vae.bn.running_var.copy_(pairs.z_hr.var((0, 2, 3)))
+    mean, var = running_statistics(vae.bn)
+    mean.copy_(pairs.z_hr.mean((0, 2, 3)))
+    var.copy_(pairs.z_hr.var((0, 2, 3)))
     return pairs
 
 
@@ -154,6 +155,6 @@ def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def _descend(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

@@ -23,6 +23,9 @@ class LpipsSqueeze(nn.Module):
         heads: the 1x1 heads of LPIPS v0.1, keys `lin{k}.model.1.weight`.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, backbone: Path, heads: Path) -> None:
         super().__init__()
         features = squeezenet1_1(weights=None).features

@@ -8,6 +8,7 @@ image is reflected up to the backbone's size multiple and cropped afterwards.
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -111,5 +112,5 @@ def _batches(indices: range) -> Iterator[range]:
 def _pad(lr: U8, multiple: int) -> U8:
     height, width = lr.shape[1:]
     bottom, right = -height % multiple, -width % multiple
-    mode = "reflect" if min(height, width) > multiple else "edge"
-    return np.pad(lr, ((0, 0), (0, bottom), (0, right)), mode=mode)
+    mode: Literal["reflect", "edge"] = "reflect" if min(height, width) > multiple else "edge"
+    return np.pad(lr, ((0, 0), (0, bottom), (0, right)), mode)

@@ -60,11 +60,12 @@ class RolloutWorker:
                 f"snapshot {snapshot.version}: claims digest {snapshot.digest}, its tensors have {digest}; "
                 "push it again"
             )
-        self._installed = Echo(snapshot.version, digest, self._canary(), loaded - started, verified - loaded)
+        self._installed = Echo(snapshot.version, digest, loaded - started, verified - loaded)
         return self._installed
 
     @torch.no_grad()
-    def _canary(self) -> float:
+    def canary(self) -> float:
+        """Mean |v| of one velocity on a fixed input: changes when the adapter's effect changes."""
         shape = self.policy.latent_shape(self._canary_condition)
         device = next(iter(self._adapter.values())).device
         x = member_noise([0], shape, device)

@@ -123,8 +123,6 @@ class Echo:
 
     version: int
     digest: str
-    canary: float
-    """Mean |v| of one velocity on a fixed input; changes when the adapter's effect changes."""
     load_s: float
     verify_s: float
 

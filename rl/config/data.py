@@ -30,6 +30,17 @@ class DegradationOrder(Section):
     gray_noise_probability: float = 0.4
     jpeg_quality: Range = (30.0, 95.0)
 
+    @model_validator(mode="after")
+    def _probabilities_and_ranges(self) -> Self:
+        for name, value in self:
+            if name.endswith("probabilities") and (min(value) < 0 or abs(sum(value) - 1) > 1e-6):
+                raise ValueError(f"{name} must be at least 0 and sum to 1, got {list(value)}")
+            if name.endswith("probability") and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+            if isinstance(value, tuple) and len(value) == 2 and not 0 <= value[0] <= value[1]:
+                raise ValueError(f"{name} must be [low, high] with 0 <= low <= high, got {list(value)}")
+        return self
+
 
 REALESRGAN_SECOND = DegradationOrder(
     blur_probability=0.8,

@@ -68,7 +68,10 @@ def _field_names(loc: tuple[str | int, ...], model: type[Section]) -> list[str]:
     node = schema
     for part in loc:
         node = _resolve(node, schema)
-        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        if isinstance(part, int):
+            node = node.get("items", {})
+        elif part not in schema.get("$defs", {}):  # a union puts the name of the section that it tried into the path
+            node = node.get("properties", {}).get(part, {})
     return list(_resolve(node, schema).get("properties", {}))
 
 

@@ -1,6 +1,6 @@
 """The generator, its adapter, and how a group is sampled from it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -59,7 +59,7 @@ class SamplerConfig(Section):
     solver: Literal["euler", "heun", "dpm2"] = "dpm2"
     """`dpm2`: second-order multistep, one model call a step (first and last step first order). `heun`: two calls."""
     steps: int = Field(10, ge=1)
-    shift: float | Literal["flux2"] = "flux2"
+    shift: Annotated[float, Field(gt=0)] | Literal["flux2"] = "flux2"
     """exp(mu) of the resolution shift, or FLUX.2's empirical mu from token count and steps."""
 
 

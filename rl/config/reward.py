@@ -37,6 +37,8 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _fields_match_type(self) -> Self:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"reward name: expected text without '/', because metric keys hold it, got '{self.name}'")
         if self.type == "python" and self.file is None:
             raise ValueError(f"reward '{self.name}': type 'python' needs file: a Python file that defines score()")
         for field, owner in (("metric", "pyiqa"), ("file", "python")):

@@ -38,7 +38,7 @@ class CropSource:
         if factor != 1.0:
             crop = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
         turn = rng.integers(8)
-        crop = np.rot90(crop, turn % 4)
+        crop = np.rot90(crop, int(turn) % 4)
         crop = crop[:, ::-1] if turn > 3 else crop
         if rng.random() < PERMUTE_SHARE:
             crop = crop[..., rng.permutation(3)]
@@ -50,4 +50,5 @@ class CropSource:
         if self._rng.random() >= blurred_share:
             return crop
         small = cv2.resize(crop, (side // scale, side // scale), interpolation=cv2.INTER_AREA)
-        return cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
+        blurred: U8 = cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
+        return blurred

@@ -39,9 +39,9 @@ def degrade(hr: Image, *, scale: int, recipe: Degradation, seed: int) -> Image:
 
 def _blur_resize_noise(x: Pixels, order: DegradationOrder, rng: np.random.Generator) -> Pixels:
     if rng.random() < order.blur_probability:
-        x = cv2.filter2D(x, -1, _blur_kernel(order, rng), borderType=cv2.BORDER_REFLECT)
+        x = _filter(x, _blur_kernel(order, rng))
     x = _random_resize(x, order, rng)
-    return np.clip(_noise(x, order, rng), 0.0, 1.0)
+    return _clip(_noise(x, order, rng))
 
 
 def _to_lr_with_jpeg(x: Pixels, size: tuple[int, int], recipe: Degradation, rng: np.random.Generator) -> Pixels:
@@ -50,22 +50,40 @@ def _to_lr_with_jpeg(x: Pixels, size: tuple[int, int], recipe: Degradation, rng:
     resized_first = rng.random() < 0.5
     if not resized_first:
         x = _jpeg(x, quality)
-    x = cv2.resize(x, size, interpolation=_RESIZE_MODES[rng.integers(3)])
+    x = _resize(x, size, rng)
     if rng.random() < recipe.final_sinc_probability:
-        x = np.clip(cv2.filter2D(x, -1, _sinc_kernel(rng), borderType=cv2.BORDER_REFLECT), 0.0, 1.0)
+        x = _clip(_filter(x, _sinc_kernel(rng)))
     return _jpeg(x, quality) if resized_first else x
 
 
+def _filter(x: Pixels, kernel: Pixels) -> Pixels:
+    filtered: Pixels = cv2.filter2D(x, -1, kernel, borderType=cv2.BORDER_REFLECT)
+    return filtered
+
+
+def _resize(x: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
+    resized: Pixels = cv2.resize(x, size, interpolation=_RESIZE_MODES[rng.integers(3)])
+    return resized
+
+
+def _clip(x: Pixels) -> Pixels:
+    clipped: Pixels = np.clip(x, 0.0, 1.0)
+    return clipped
+
+
 def _quantise(x: Pixels) -> Image:
-    return np.clip(np.rint(x * 255.0), 0, 255).astype(np.uint8)
+    quantised: Image = np.clip(np.rint(x * 255.0), 0, 255).astype(np.uint8)
+    return quantised
 
 
 def _jpeg(x: Pixels, quality: float) -> Pixels:
     bgr = np.ascontiguousarray(_quantise(x)[..., ::-1])
     ok, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, int(round(quality))])
-    if not ok:
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR) if ok else None
+    if decoded is None:
         raise RuntimeError(f"cv2 could not encode a {x.shape} image as JPEG of quality {quality}")
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(np.float32) / 255.0
+    pixels: Pixels = decoded[..., ::-1].astype(np.float32) / 255.0
+    return pixels
 
 
 def _random_resize(x: Pixels, order: DegradationOrder, rng: np.random.Generator) -> Pixels:
@@ -75,7 +93,7 @@ def _random_resize(x: Pixels, order: DegradationOrder, rng: np.random.Generator)
     factor = rng.uniform(1, high) if draw < up else rng.uniform(low, 1) if draw < up + down else 1.0
     height, width = x.shape[:2]
     size = (max(1, int(width * factor)), max(1, int(height * factor)))
-    return cv2.resize(x, size, interpolation=_RESIZE_MODES[rng.integers(3)])
+    return _resize(x, size, rng)
 
 
 def _noise(x: Pixels, order: DegradationOrder, rng: np.random.Generator) -> Pixels:
@@ -88,8 +106,8 @@ def _noise(x: Pixels, order: DegradationOrder, rng: np.random.Generator) -> Pixe
     clean = x.mean(axis=2, keepdims=True) if gray else x
     clean = np.clip(np.rint(clean * 255.0), 0, 255) / 255.0
     levels = 2.0 ** math.ceil(math.log2(max(2, len(np.unique(clean)))))
-    shot = rng.poisson(clean * levels) / levels - clean
-    return x + (shot * strength).astype(np.float32)
+    shot: Pixels = ((rng.poisson(clean * levels) / levels - clean) * strength).astype(np.float32)
+    return x + shot
 
 
 def _blur_kernel(order: DegradationOrder, rng: np.random.Generator) -> Pixels:
@@ -108,7 +126,12 @@ def _blur_kernel(order: DegradationOrder, rng: np.random.Generator) -> Pixels:
         kernel = 1.0 / (1.0 + energy ** rng.uniform(*order.plateau_beta))
     else:
         kernel = np.exp(-0.5 * energy)
-    return (kernel / kernel.sum()).astype(np.float32)
+    return _normalised(kernel)
+
+
+def _normalised(kernel: NDArray[np.float64]) -> Pixels:
+    summed_to_one: Pixels = (kernel / kernel.sum()).astype(np.float32)
+    return summed_to_one
 
 
 def _mahalanobis(size: int, sigma_x: float, sigma_y: float, theta: float) -> NDArray[np.float64]:
@@ -129,4 +152,4 @@ def _sinc_kernel(rng: np.random.Generator) -> Pixels:
     r[centre, centre] = 1.0
     kernel = cutoff * j1(cutoff * r) / (2 * math.pi * r)
     kernel[centre, centre] = cutoff**2 / (4 * math.pi)
-    return (kernel / kernel.sum()).astype(np.float32)
+    return _normalised(kernel)

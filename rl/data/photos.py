@@ -10,7 +10,21 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".
 _SKIMAGE = "skimage:"
 _SKIMAGE_FUNCTIONS = {"hubble": "hubble_deep_field", "ihc": "immunohistochemistry"}
 SKIMAGE_PHOTOS = frozenset(
-    ["astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "hubble", "ihc", "motorcycle_left", "motorcycle_right", "retina", "rocket"]
+    [
+        "astronaut",
+        "brick",
+        "camera",
+        "chelsea",
+        "coffee",
+        "grass",
+        "gravel",
+        "hubble",
+        "ihc",
+        "motorcycle_left",
+        "motorcycle_right",
+        "retina",
+        "rocket",
+    ]
 )
 """The photographs that come inside scikit-image's wheel; its others are downloads."""
 
@@ -38,14 +52,18 @@ def list_images(path: Path) -> list[Path]:
 
 
 def load_photos(sources: list[str]) -> dict[str, NDArray[np.uint8]]:
-    """Name -> `[H, W, 3]` uint8, in the order given; each source is `skimage:<name>`, a file, or a folder."""
+    """Name -> `[H, W, 3]` uint8, in the order given; each source is `skimage:<name>`, a file, or a folder.
+
+    A file's name is its stem, or its path where another file has the stem already (0001.png of two data sets).
+    """
     check_sources(sources)
     photos: dict[str, NDArray[np.uint8]] = {}
     for source in sources:
         if source.startswith(_SKIMAGE):
             photos[source] = _bundled(source.removeprefix(_SKIMAGE))
         else:
-            photos.update({path.stem: load_rgb(path) for path in list_images(Path(source).expanduser())})
+            for path in list_images(Path(source).expanduser()):
+                photos[str(path) if path.stem in photos else path.stem] = load_rgb(path)
     return photos
 
 

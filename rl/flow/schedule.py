@@ -19,4 +19,5 @@ def flow_sigmas(steps: int, *, shift: float | Literal["flux2"], tokens: int) -> 
     mu = compute_empirical_mu(tokens, steps) if shift == "flux2" else math.log(shift)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist(), mu=mu)
-    return scheduler.sigmas
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas

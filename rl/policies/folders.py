@@ -18,4 +18,15 @@ def policy_folder(config: PolicyConfig) -> Path:
             f"policy.path '{config.path}': expected an embedded preset {names} or a local diffusers folder with "
             f"transformer/config.json, found neither (looked in {folder.absolute()})"
         )
+    prompt = prompt_file(folder, config)
+    if not prompt.is_file():
+        raise FileNotFoundError(
+            f"policy.prompt_embeds: expected a safetensors file with `prompt_embeds [L, D]`, {prompt} does not exist; "
+            "encode one prompt with the model's text encoder and write policy.prompt_embeds=FILE"
+        )
     return folder
+
+
+def prompt_file(folder: Path, config: PolicyConfig) -> Path:
+    """The cached prompt embedding: the configured file, else the one in the policy's folder."""
+    return Path(config.prompt_embeds).expanduser() if config.prompt_embeds else folder / "prompt_embeds.safetensors"

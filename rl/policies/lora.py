@@ -4,7 +4,7 @@ Adapters are read and written under diffusers' LoRA names (`transformer.<module>
 they travel, are digested, and are exported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,13 @@ def adapter_parameters(backbone: nn.Module, adapter: str) -> dict[str, nn.Parame
     return found
 
 
-def copy_adapter(source: dict[str, nn.Parameter], target: dict[str, nn.Parameter]) -> None:
+def copy_adapter(source: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
     """Copy values, same names required."""
-    load_into(target, {name: parameter.data for name, parameter in source.items()}, source="another adapter")
+    load_into(target, {name: value.detach() for name, value in source.items()}, source="another adapter")
 
 
 @torch.no_grad()
-def load_into(parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor], *, source: str) -> None:
+def load_into(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Copy `tensors` into `parameters`; names and shapes must agree exactly."""
     _check_names(set(parameters), set(tensors), source)
     for name, parameter in parameters.items():
@@ -113,14 +113,14 @@ def using(backbone: Any, adapter: str | None) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = active, disabled
 
 
-def take_snapshot(parameters: dict[str, nn.Parameter], version: int) -> LoraSnapshot:
+def take_snapshot(adapter: Mapping[str, Tensor], version: int) -> LoraSnapshot:
     """Gather an adapter to host memory and digest it."""
-    tensors: Arrays = {name: _to_numpy(parameter.detach()) for name, parameter in parameters.items()}
-    dtype = str(next(iter(parameters.values())).dtype).removeprefix("torch.")
+    tensors: Arrays = {name: _to_numpy(value.detach()) for name, value in adapter.items()}
+    dtype = str(next(iter(adapter.values())).dtype).removeprefix("torch.")
     return LoraSnapshot(version, adapter_digest(tensors, dtype), tensors, dtype)
 
 
-def install_snapshot(parameters: dict[str, nn.Parameter], snapshot: LoraSnapshot) -> None:
+def install_snapshot(parameters: Mapping[str, nn.Parameter], snapshot: LoraSnapshot) -> None:
     """Make an adapter hold a snapshot. On the CPU its tensors alias the snapshot's (read-only, shared) memory, so
     that any number of actors on one machine load an adapter without copying it; never train such an adapter."""
     _check_names(set(parameters), set(snapshot.tensors), f"snapshot {snapshot.version}")
@@ -133,7 +133,7 @@ def install_snapshot(parameters: dict[str, nn.Parameter], snapshot: LoraSnapshot
         parameter.data = value.to(parameter.device)
 
 
-def installed_digest(parameters: dict[str, nn.Parameter]) -> str:
+def installed_digest(parameters: Mapping[str, Tensor]) -> str:
     """Digest of what an adapter holds now."""
     return take_snapshot(parameters, -1).digest
 

@@ -117,10 +117,11 @@ def test_the_module_uses_policy_old_and_base(policy: Policy, config: RunConfig) 
 
 
 def test_on_the_behaviour_there_is_no_drift(policy: Policy, config: RunConfig) -> None:
+    """Equal adapters differ by float32 rounding only: attention takes another kernel where no gradient is needed."""
     randomise(policy, POLICY, 1)
     copy_adapter(adapter_parameters(policy.backbone, POLICY), adapter_parameters(policy.backbone, OLD))
     loss = NFTModule(policy, config.objective)(next(micro_batches([make_group(0)], policy, config)))
-    assert loss.drift.item() == 0.0
+    assert loss.drift.item() < 1e-12
     assert loss.kl.item() > 1e-4
 
 

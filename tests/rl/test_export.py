@@ -84,9 +84,7 @@ def test_flux2_pipeline_loads_the_folder(
 
 
 @pytest.mark.parametrize("config", TARGETS, indirect=True)
-def test_attach_file_needs_no_config(
-    config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path
-) -> None:
+def test_attach_file_needs_no_config(config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path) -> None:
     """Rank, alpha and modules come from the header: same bits, same velocity, same digest."""
     expected, snapshot = trained
     file = export_lora(tmp_path, snapshot, config, step=1, rewards=[])

@@ -12,7 +12,7 @@ import torch
 from rl.config.run import RunConfig
 from rl.rollout import RolloutWorker, SnapshotRefused
 from rl.seeding import member_seeds
-from rl.types import LoraSnapshot, RolloutGroup, SRTask
+from rl.types import LoraSnapshot, RolloutGroup, SRTask, adapter_digest
 
 MEMBERS = 6
 
@@ -42,8 +42,6 @@ def worker(mini_config: RunConfig, snapshot: LoraSnapshot) -> RolloutWorker:
 
 
 def random_snapshot(worker: RolloutWorker, version: int, scale: float = 0.05) -> LoraSnapshot:
-    from rl.types import adapter_digest
-
     rng = np.random.default_rng(version)
     tensors: dict[str, np.ndarray[Any, Any]] = {
         name: (scale * rng.standard_normal(parameter.shape)).astype(np.float32)
@@ -79,9 +77,7 @@ def test_one_worker_and_two_workers_make_the_same_images(
     assert np.abs(theirs[0].latents - theirs[2].latents).max() > 0.1
 
 
-def test_micro_batches_change_nothing(
-    mini_config: RunConfig, snapshot: LoraSnapshot, worker: RolloutWorker
-) -> None:
+def test_micro_batches_change_nothing(mini_config: RunConfig, snapshot: LoraSnapshot, worker: RolloutWorker) -> None:
     """6 members as one batch equal 5 + 1."""
     rollout = mini_config.rollout.model_copy(update={"micro_batch": 5})
     small = RolloutWorker(mini_config.model_copy(update={"rollout": rollout}))
@@ -181,12 +177,11 @@ def test_the_canary_moves_when_the_adapter_gets_an_effect(run_config: Callable[.
     worker = RolloutWorker(run_config())
 
     def canary(version: int, b: float) -> float:
-        from rl.types import adapter_digest
-
         drawn = random_snapshot(worker, version).tensors
         tensors = {name: value * (b if "lora_B" in name else 1.0) for name, value in drawn.items()}
         tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
-        return worker.install(LoraSnapshot(version, adapter_digest(tensors, "float32"), tensors, "float32")).canary
+        worker.install(LoraSnapshot(version, adapter_digest(tensors, "float32"), tensors, "float32"))
+        return worker.canary()
 
     assert canary(1, 0.0) == canary(2, 0.0)
     assert abs(canary(1, 1.0) - canary(1, 0.0)) > 1e-7

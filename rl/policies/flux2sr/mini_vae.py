@@ -24,8 +24,9 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(nn.functional.silu(x))
-        return x + self.conv2(nn.functional.silu(h))
+        h: Tensor = self.conv1(nn.functional.silu(x))
+        h = self.conv2(nn.functional.silu(h))
+        return x + h
 
 
 def _encoder(channels: tuple[int, int], depths: tuple[int, int], latent_channels: int) -> nn.Sequential:
@@ -55,10 +56,17 @@ def _decoder(channels: tuple[int, int], depths: tuple[int, int], latent_channels
     )
 
 
+def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean and variance that the VAE keeps of its latents; a norm without them cannot normalise one image."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("vae.bn: expected running statistics, got a norm with track_running_stats=False")
+    return norm.running_mean, norm.running_var
+
+
 class MiniVAE(ModelMixin, ConfigMixin):
     """RGB in [-1, 1] `[B, 3, H, W]` <-> latents `[B, latent_channels, H/8, W/8]`; H and W divisible by 16."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers has no types
     def __init__(
         self,
         latent_channels: int = 16,
@@ -69,8 +77,8 @@ class MiniVAE(ModelMixin, ConfigMixin):
         batch_norm_eps: float = 1e-4,
     ) -> None:
         super().__init__()
-        self.encoder = _encoder(tuple(encoder_channels), tuple(encoder_depths), latent_channels)
-        self.decoder = _decoder(tuple(decoder_channels), tuple(decoder_depths), latent_channels)
+        self.encoder = _encoder(encoder_channels, encoder_depths, latent_channels)
+        self.decoder = _decoder(decoder_channels, decoder_depths, latent_channels)
         self.bn = nn.BatchNorm2d(4 * latent_channels, eps=batch_norm_eps, affine=False)
 
     def encode(self, x: Tensor) -> AutoencoderKLOutput:

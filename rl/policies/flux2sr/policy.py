@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rl.config.policy import PolicyConfig
 from rl.policies.base import Condition, from_uint8
-from rl.policies.flux2sr.mini_vae import MiniVAE
+from rl.policies.flux2sr.mini_vae import MiniVAE, running_statistics
+from rl.policies.folders import prompt_file
 from rl.types import U8
 
 VAE_CLASSES: dict[str, type[MiniVAE] | type[AutoencoderKLFlux2]] = {
@@ -71,8 +72,9 @@ class Flux2SR:
         self._text_ids = torch.zeros(length, 4, dtype=torch.long, device=self.device)
         self._text_ids[:, 3] = torch.arange(length)
         self._guidance = guidance if transformer.config.guidance_embeds else None
-        self._mean = vae.bn.running_mean.view(1, -1, 1, 1)
-        self._std = (vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
+        mean, var = running_statistics(vae.bn)
+        self._mean = mean.view(1, -1, 1, 1)
+        self._std: Tensor = (var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
 
     @classmethod
     def from_folder(cls, folder: Path, config: PolicyConfig) -> "Flux2SR":
@@ -84,8 +86,7 @@ class Flux2SR:
             raise ValueError(f"{folder}/vae: expected one of {sorted(VAE_CLASSES)}, got {vae_config['_class_name']}")
         transformer = Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
         vae = vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
-        prompt_file = Path(config.prompt_embeds) if config.prompt_embeds else folder / "prompt_embeds.safetensors"
-        prompt = load_file(prompt_file)["prompt_embeds"]
+        prompt = load_file(prompt_file(folder, config))["prompt_embeds"]
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
         return cls(transformer.to(config.device), vae.to(config.device), prompt, guidance=config.guidance)
@@ -113,7 +114,8 @@ class Flux2SR:
         return (z - self._mean) / self._std
 
     def latent_shape(self, condition: Condition) -> tuple[int, int, int]:
-        return (self.backbone.config.in_channels, condition.height, condition.width)
+        channels: int = self.backbone.config.in_channels
+        return (channels, condition.height, condition.width)
 
     def velocity(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
         members = x_t.shape[0] // len(conditions)
@@ -137,7 +139,8 @@ class Flux2SR:
 
     def decode(self, latents: Tensor) -> Tensor:
         z = latents.to(self.dtype) * self._std + self._mean
-        return self.vae.decode(unpatchify(z)).sample
+        images: Tensor = self.vae.decode(unpatchify(z)).sample
+        return images
 
 
 def _pack(z: Tensor) -> Tensor:

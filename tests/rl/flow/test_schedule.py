@@ -15,8 +15,8 @@ STORED = {
     (28, 1024): (1.8591765771805644, 0.9942627040051754, 0.8652009425434732, 0.19206305480059516),
     (50, 4800): (1.26916266, 0.9942966561065313, 0.7805993754170699, 0.06769437230653347),
 }
-"""(steps, tokens) -> mu and the levels 1, steps / 2 and steps - 1: 128 px, 512 px, and above the 4300 tokens where FLUX.2
-drops the dependence on steps. Worked out in float64 from e^mu u / (1 + (e^mu - 1) u)."""
+"""(steps, tokens) -> mu and the levels 1, steps / 2 and steps - 1: 128 px, 512 px, and above the 4300 tokens where
+FLUX.2 drops the dependence on steps. Worked out in float64 from e^mu u / (1 + (e^mu - 1) u)."""
 
 FLUX2_DEV_SCHEDULER = {
     "base_image_seq_len": 256,

@@ -1,5 +1,6 @@
 """Flux2SR against diffusers' Flux2Pipeline, and what the system relies on: members and conditions never mix."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rl.flow.schedule import flow_sigmas
 from rl.policies import load_policy
 from rl.policies.base import from_uint8, member_noise, to_uint8
 from rl.policies.flux2sr.policy import REFERENCE_T, Flux2SR, patchify, position_ids, unpatchify
+from rl.policies.folders import policy_folder
 
 
 def load(folder: Path, **settings: object) -> Flux2SR:
@@ -205,8 +207,20 @@ def test_a_size_that_does_not_divide_is_refused_with_the_numbers(policy: Flux2SR
 
 
 def test_a_missing_folder_names_the_presets_and_the_place(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"policy.path '.*nowhere': expected an embedded preset \[.*\] or a local"):
+    with pytest.raises(
+        FileNotFoundError, match=r"policy.path '.*nowhere': expected an embedded preset \[.*\] or a local"
+    ):
         load(tmp_path / "nowhere")
+
+
+def test_a_missing_prompt_file_is_refused_before_any_weights_are_read(tiny_flux2_folder: Path, tmp_path: Path) -> None:
+    """FLUX.2-dev's own folder has none; `policy_folder` is what `isrl train` asks before it starts a process."""
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"policy.prompt_embeds: .*prompt_embeds.safetensors does not exist"):
+        policy_folder(PolicyConfig(path=str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match=r"none.safetensors does not exist; encode one prompt"):
+        policy_folder(PolicyConfig(path=str(tiny_flux2_folder), prompt_embeds=str(tmp_path / "none.safetensors")))
 
 
 def test_a_prompt_of_another_width_is_refused_with_both_widths(tiny_flux2_folder: Path, tmp_path: Path) -> None:
@@ -227,10 +241,7 @@ def test_another_prompt_is_another_velocity(policy: Flux2SR, tiny_flux2_folder: 
 
 
 def test_an_unknown_vae_class_is_refused_with_the_known_ones(tiny_flux2_folder: Path, tmp_path: Path) -> None:
-    for part in ("transformer", "vae"):
-        (tmp_path / part).mkdir()
-        for file in (tiny_flux2_folder / part).iterdir():
-            (tmp_path / part / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(tiny_flux2_folder, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "vae" / "config.json"
     config.write_text(config.read_text().replace("AutoencoderKLFlux2", "AutoencoderDC"))
     with pytest.raises(ValueError, match=r"expected one of \['AutoencoderKLFlux2', 'MiniVAE'\], got AutoencoderDC"):

@@ -1,0 +1,60 @@
+"""Every wait of the driver ends: with an answer, with the actor's error, or with a `DeadlineError` that has a name."""
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DeadlineError(RuntimeError):
+    """An actor did not answer in time.
+
+    Attributes:
+        what: the call that was waited for.
+        seconds: how long.
+        setting: the configuration key of the deadline.
+    """
+
+    def __init__(self, what: str, seconds: float, setting: str) -> None:
+        super().__init__(what, seconds, setting)
+        self.what, self.seconds, self.setting = what, seconds, setting
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: no answer within {self.seconds:g} s; if the process is alive and only slow, raise "
+            f"{self.setting}, else see its output above"
+        )
+
+
+async def within(call: Awaitable[T], seconds: float, what: str, setting: str) -> T:
+    """The answer of one call of an actor.
+
+    An error of the actor passes through as it is, also its own TimeoutError.
+
+    Raises:
+        DeadlineError: nothing came in time.
+    """
+    answer = asyncio.ensure_future(call)
+    try:
+        done, _ = await asyncio.wait({answer}, timeout=seconds)
+        if not done:
+            raise DeadlineError(what, seconds, setting)
+        return answer.result()
+    finally:
+        answer.cancel()
+
+
+async def all_within(calls: Iterable[Awaitable[T]], seconds: float, what: str, setting: str) -> list[T]:
+    """The answers of several calls, in order, under one deadline; the first error ends the wait."""
+    return await within(asyncio.gather(*calls), seconds, what, setting)
+
+
+def get_within(refs: Any, seconds: float, what: str, setting: str) -> Any:
+    """`ray.get` of one reference or a list, for code outside the event loop."""
+    import ray
+
+    try:
+        return ray.get(refs, timeout=seconds)
+    except ray.exceptions.GetTimeoutError as error:
+        raise DeadlineError(what, seconds, setting) from error

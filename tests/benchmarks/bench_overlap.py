@@ -1,0 +1,66 @@
+"""Benchmark 2: images a second of the quickstart's loop with max_policy_lag 1, with 0, and of the bare loop.
+
+    uv run python tests/benchmarks/bench_overlap.py [--steps 6] [--rounds 2] [overrides ...]
+
+The three run one after another, in turns, with the same mathematics, sizes and seeds; start-up, evaluation and the
+first two steps (filling the pipeline) are left out. Limit: lag 1 at least equal to the bare loop.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WARM_STEPS = 2
+
+
+def run_isrl(lag: int, steps: int, overrides: list[str]) -> list[float]:
+    """images/s of each step after the warm ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "actors.cli", "train", "configs/quickstart.yaml", f"run.dir={folder}/run",
+            f"train.max_policy_lag={lag}", f"train.steps={steps}", "eval.data=null", "checkpoint.every=100000",
+            "monitor.sample_every=100000", *overrides,
+        ]  # fmt: skip
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line).get("perf/images_per_s") for line in lines]
+    return [value for value in values if value is not None][WARM_STEPS:]
+
+
+def run_bare(steps: int, overrides: list[str]) -> list[float]:
+    command = [
+        sys.executable, "tests/benchmarks/bare_loop.py", "configs/quickstart.yaml", f"train.steps={steps}",
+        "eval.data=null", "learner.threads=2", *overrides,
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    steps_printed = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    return [float(line.rsplit(", ", 1)[1].removesuffix(" images/s")) for line in steps_printed][WARM_STEPS:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args()
+    speeds: dict[str, list[float]] = {"lag 1": [], "lag 0": [], "bare": []}
+    for _ in range(options.rounds):
+        speeds["bare"] += run_bare(options.steps, options.overrides)
+        speeds["lag 1"] += run_isrl(1, options.steps, options.overrides)
+        speeds["lag 0"] += run_isrl(0, options.steps, options.overrides)
+    bare = statistics.median(speeds["bare"])
+    for name, values in speeds.items():
+        median = statistics.median(values)
+        print(
+            f"{name:6} median {median:.2f} images/s (min {min(values):.2f}, max {max(values):.2f}, n {len(values)}), "
+            f"{median / bare:.2f} x bare"
+        )
+
+
+if __name__ == "__main__":
+    main()

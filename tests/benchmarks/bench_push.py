@@ -1,0 +1,94 @@
+"""Benchmark 3: a 250 MiB adapter from a real learner to live rollout actors on one machine.
+
+    uv run python tests/benchmarks/bench_push.py [--workers 4] [--rounds 20]
+
+FLUX.1's 19 double and 38 single blocks at hidden size 64, with the rank that makes the adapter 250 MiB: as many tensors
+and bytes as a rank-32 adapter of the real model, through the same actors, digest and echo. Limit: median 0.15 s warm.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import Flux2Transformer2DModel
+from safetensors.torch import save_file
+
+from actors.launch import spawn, start_ray
+from actors.weight_sync import PushReport, WeightSync
+from rl.config.load import validate
+from rl.config.run import RunConfig
+from rl.policies.flux2sr.mini_vae import MiniVAE
+from rl.policies.lora import POLICY, adapter_parameters, add_adapters
+
+TARGET_BYTES = 250 * 2**20
+HIDDEN = 64
+
+
+def make_policy(folder: Path) -> Flux2Transformer2DModel:
+    """A random transformer with FLUX.1's block counts, saved where the policy loader finds it."""
+    model = Flux2Transformer2DModel(
+        in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=32, num_attention_heads=HIDDEN // 32,
+        joint_attention_dim=32, mlp_ratio=2.0, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
+    )  # fmt: skip
+    model.save_pretrained(folder / "transformer")
+    MiniVAE().save_pretrained(folder / "vae")
+    save_file({"prompt_embeds": torch.zeros(4, 32)}, folder / "prompt_embeds.safetensors")
+    return model
+
+
+def config_for(folder: Path, model: Flux2Transformer2DModel, workers: int) -> RunConfig:
+    """The run that spawns one learner rank and `workers` rollout actors, at the rank that fills TARGET_BYTES."""
+
+    def raw(rank: int) -> dict[str, object]:
+        return {
+            "data": {"path": "skimage:camera", "crop": 64},
+            "policy": {"path": str(folder), "lora": {"rank": rank, "alpha": rank, "targets": "attn_add_single"}},
+            "rollout": {"workers": workers, "cpus_per_worker": 0.5},
+            "rewards": [{"name": "lr_consistency", "type": "lr_consistency", "cpus": 0.1}],
+            "ray": {"object_store_mb": 2048},
+        }
+
+    probe = validate(RunConfig, raw(1), "probe")
+    add_adapters(model, probe.policy.lora, (POLICY,))
+    per_rank = sum(p.numel() * 4 for p in adapter_parameters(model, POLICY).values())
+    return validate(RunConfig, raw(round(TARGET_BYTES / per_rank)), "bench_push")
+
+
+async def measure(sync: WeightSync, rounds: int, warm_up: int) -> list[PushReport]:
+    reports = [await sync.push() for _ in range(warm_up + rounds)]
+    return reports[warm_up:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_for(Path(folder), make_policy(Path(folder)), options.workers)
+        start_ray(config)
+        cluster = spawn(config)
+        sync = WeightSync(cluster.learners[0], cluster.workers, 120.0)
+        reports = asyncio.run(measure(sync, options.rounds, warm_up=5))
+    totals = sorted(report.total_s for report in reports)
+    row = {
+        "adapter_mib": reports[0].size_bytes / 2**20,
+        "workers": options.workers,
+        "rounds": len(totals),
+        "total_s_median": statistics.median(totals),
+        "total_s_min": totals[0],
+        "total_s_p90": totals[int(0.9 * len(totals))],
+        **{
+            f"{part}_s_median": statistics.median(getattr(report, f"{part}_s") for report in reports)
+            for part in ("gather", "put", "load", "verify")
+        },
+    }
+    print(json.dumps(row, indent=1))
+
+
+if __name__ == "__main__":
+    main()
