@@ -12,7 +12,9 @@ from typing import Any
 from actors.deadline import all_within
 from actors.ledger import Ledger
 from rl.config.run import CheckpointSection
+from rl.errors import MissingInput
 
+CHECKPOINTS_DIR = "checkpoints"
 _PREFIX = "step-"
 
 
@@ -48,7 +50,7 @@ class Checkpoints:
         """Restore the newest checkpoint; returns the number of finished steps and the ledger."""
         newest = newest_checkpoint(self.folder)
         if newest is None:
-            raise FileNotFoundError(f"{self.folder}: no checkpoint to resume from; run without --resume")
+            raise MissingInput(f"{self.folder}: no checkpoint to resume from; run without --resume")
         state = json.loads((newest / "controller.json").read_text())
         await _every(learners, "load", newest.absolute(), deadline_s)
         return state["step"], Ledger.from_json(state["ledger"])

@@ -1,13 +1,15 @@
 """The command `isrl`. Exit codes: 0 done, 1 failed, 2 bad config or input, 130 interrupted."""
 
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from rl.config.load import ConfigError
+from rl.errors import InputError, RunFailed
 
 app = typer.Typer(
     help="Online reinforcement learning for generative real-world image super-resolution.",
@@ -16,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 console = Console(stderr=True)
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 Config = Annotated[Path, typer.Argument(help="A YAML recipe, for example configs/quickstart.yaml.")]
 Overrides = Annotated[
@@ -36,11 +38,14 @@ def train(
     lora/pytorch_lora_weights.safetensors.
     """
     from actors.preflight import preflight
-    from actors.run import run
     from rl.config.load import load_config
 
     settings = load_config(config, overrides or [])
     preflight(settings, resume=resume)
+
+    # Ray is imported from here on, when nothing is left to refuse
+    from actors.run import run
+
     outcome = run(settings, resume=resume)
     if outcome.interrupted:
         console.print(f"interrupted after step {outcome.steps}, saved; continue with --resume")
@@ -60,14 +65,13 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 def pretrain(config: Config, overrides: Overrides = None) -> None:
     """Make a policy from photographs by supervised training (VAE, then flow matching), and score it."""
     from learner.pretrain import pretrain as make
-
     from rl.config.pretrain import load_pretrain_config
 
     make(load_pretrain_config(config, overrides or []))
 
 
 @app.command()
-def restore(
+def restore(  # noqa: PLR0913 - one parameter per option
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image or a folder of images.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="An image file, or a folder.")],
     lora: Annotated[Path | None, typer.Option(help="A trained adapter, run.dir/lora/*.safetensors.")] = None,
@@ -76,8 +80,8 @@ def restore(
     scale: Annotated[int, typer.Option(min=1, max=8)] = 4,
     steps: Annotated[int, typer.Option(min=1)] = 10,
     shift: Annotated[str, typer.Option(help="Resolution shift: a number, or flux2.")] = "1.0",
-    colour: Annotated[str, typer.Option(help="Colour alignment: wavelet, adain or none.")] = "wavelet",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    colour: Annotated[Literal["wavelet", "adain", "none"], typer.Option(help="Colour alignment.")] = "wavelet",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
     compare: Annotated[bool, typer.Option(help="Also write bicubic beside the result.")] = False,
 ) -> None:
     """Super-resolve an image or a folder, with or without a trained adapter."""
@@ -97,15 +101,20 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run's folder, also of
 
 
 def main() -> None:
-    """Entry point: a mistake in the input is one readable message and exit code 2."""
+    """Entry point: a mistake in the input is one readable message; a failed run ends with one, after its traceback."""
     try:
         app()
-    except (ConfigError, FileNotFoundError) as error:
-        console.print(f"[red]error[/red] {error}", highlight=False)
+    except InputError as error:
+        _complain("error", error)
         sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        sys.exit(INTERRUPTED)
+    except RunFailed as error:
+        traceback.print_exception(error.__cause__)
+        _complain("failed", error)
+        sys.exit(FAILED)
+
+
+def _complain(word: str, error: Exception) -> None:
+    console.print(f"[red]{word}[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

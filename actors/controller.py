@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actors.checkpoints import Checkpoints
+from actors.checkpoints import CHECKPOINTS_DIR, Checkpoints
 from actors.deadline import all_within, within
 from actors.evaluate import Evaluator
 from actors.lanes import LaneClock, Sampling, ScoredGroup, Stopwatch, Versions
@@ -56,15 +56,17 @@ class Controller:
         self.run_dir = run_dir
         self.ledger = Ledger()
         self.step = 0
+        self._saved: int | None = None
         self.stop = asyncio.Event()
         """Set by an interrupt: the step in progress is finished and saved, then the run ends."""
-        self._checkpoints = Checkpoints(run_dir / "checkpoints", config.checkpoint)
+        self._checkpoints = Checkpoints(run_dir / CHECKPOINTS_DIR, config.checkpoint)
         self._clock = Stopwatch()
 
     async def run(self, *, resume: bool) -> Outcome:
         """Train to the last step, or to the step during which `stop` was set."""
         if resume:
             self.step, self.ledger = await self._checkpoints.load(self.cluster.learners, self.config.learner.deadline_s)
+            self._saved = self.step
         pools = [RewardPool(r, self.cluster.rewards[r.name]) for r in self.config.rewards]
         source = TaskSource(self.config.data, self.config.seed)
         versions = Versions()
@@ -102,12 +104,12 @@ class Controller:
                 await versions.publish(push.version)
                 self.step += 1
                 await self._record(groups, batch, report, push, lanes, pools, watch(), trained())
-                if self.step % self.config.checkpoint.every == 0 or self.stop.is_set():
+                if self.step % self.config.checkpoint.every == 0:
                     await self._save()
                 if evaluator.due(self.step) and self.step < self.config.train.steps:
                     self._log(await evaluator.run("step", self.step))
                     await sync.push()
-            if self.step % self.config.checkpoint.every and not self.stop.is_set():
+            if self._saved != self.step:
                 await self._save()
         finally:
             for tasks in slots.values():
@@ -169,6 +171,7 @@ class Controller:
 
     async def _save(self) -> None:
         await self._checkpoints.save(self.step, self.ledger, self.cluster.learners, self.config.learner.deadline_s)
+        self._saved = self.step
 
 
 async def _all(tasks: list[asyncio.Task[ScoredGroup]], later: list[asyncio.Task[ScoredGroup]]) -> list[ScoredGroup]:

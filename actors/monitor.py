@@ -80,7 +80,10 @@ class Monitor:
         if self._console is not None:
             self._console.stop()
         if self._wandb is not None:
+            import wandb
+
             self._wandb.finish()
+            wandb.teardown()  # finish() may return before W&B's own process has written the run's file
             self._wandb = None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from actors.checkpoints import newest_checkpoint
+from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
 from rewards import check_reward
 from rl.config.data import DataConfig
 from rl.config.load import ConfigError
@@ -26,7 +26,7 @@ def preflight(config: RunConfig, *, resume: bool) -> None:
     problems += _try(_check_run_dir, Path(config.run.dir), resume=resume)
     problems += _try(_check_policy, config)
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError("\n".join(["this run cannot start:", *dict.fromkeys(problems)]))
 
 
 def _try(check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> list[str]:
@@ -45,12 +45,15 @@ def _check_data(where: str, data: DataConfig) -> None:
 
 
 def _check_run_dir(folder: Path, *, resume: bool) -> None:
-    if resume and newest_checkpoint(folder / "checkpoints") is None:
-        raise ValueError(f"--resume: {folder}/checkpoints holds no checkpoint; leave --resume out to start anew")
-    if not resume and (folder / METRICS_FILE).exists():
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS_DIR)
+    if resume and checkpoint is None:
         raise ValueError(
-            f"run.dir {folder} already holds a run; continue it with --resume, or write run.dir=OTHER for a new one"
+            f"--resume: {folder}/{CHECKPOINTS_DIR} holds no checkpoint; start anew, without --resume and with a "
+            "run.dir that holds no run"
         )
+    if not resume and (folder / METRICS_FILE).exists():
+        go_on = "continue it with --resume, or " if checkpoint else ""
+        raise ValueError(f"run.dir {folder} already holds a run; {go_on}write run.dir=OTHER for a new one")
 
 
 def _check_policy(config: RunConfig) -> None:
@@ -58,5 +61,5 @@ def _check_policy(config: RunConfig) -> None:
 
     policy_folder(config.policy)
     init = config.policy.lora.init_from
-    if init is not None and not Path(init).is_file():
+    if init is not None and not Path(init).expanduser().is_file():
         raise ValueError(f"policy.lora.init_from: no such file {init}")

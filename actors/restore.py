@@ -3,15 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from rl.config.load import ConfigError
+from rl.config.load import validate
 from rl.config.policy import PolicyConfig, SamplerConfig
-from rl.data.photos import list_images, load_rgb
+from rl.data.photos import IMAGE_SUFFIXES, list_images, load_rgb
+from rl.errors import InputError
 from rl.evaluation.sheets import bicubic_upscale
 from rl.export import read_lora_header
+from rl.policies.folders import policy_folder, preset_folder
+
+Colour = Literal["wavelet", "adain", "none"]
+Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -24,47 +30,64 @@ class RestoreJob:
     scale: int
     steps: int
     shift: str
-    colour: str
-    device: str
+    colour: Colour
+    device: Device
     compare: bool
 
     def run(self, source: Path, target: Path) -> Iterator[Path]:
         """Restore every image of `source`; yields what was written."""
         files = list_images(source)
         config = self._policy_config()
-        sampler = SamplerConfig(steps=self.steps, shift="flux2" if self.shift == "flux2" else self._shift())
-        to_folder = source.is_dir() or target.suffix == ""
-        (target if to_folder else target.parent).mkdir(parents=True, exist_ok=True)
+        sampler = validate(SamplerConfig, {"steps": self.steps, "shift": self.shift}, "isrl restore")
+        outputs = _outputs(files, source, target)
+
+        import torch
 
         from rl.policies import load_policy
         from rl.policies.lora import attach_file
         from rl.restore import restore_image
 
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch finds no GPU here; write --device cpu")
         policy = load_policy(config)
         policy.backbone.eval()
         if self.lora is not None:
             attach_file(policy.backbone, self.lora)
-        for file in files:
+        for file, out in zip(files, outputs, strict=True):
             lr = np.ascontiguousarray(load_rgb(file).transpose(2, 0, 1))
             image = restore_image(policy, lr, scale=self.scale, seed=self.seed, sampler=sampler, colour=self.colour)
             if self.compare:
                 image = np.concatenate([bicubic_upscale(lr, self.scale), image], axis=2)
-            out = target / f"{file.stem}.png" if to_folder else target
             Image.fromarray(image.transpose(1, 2, 0)).save(out)
             yield out
 
-    def _shift(self) -> float:
-        try:
-            return float(self.shift)
-        except ValueError as error:
-            raise ConfigError(f"--shift: expected a number or flux2, got '{self.shift}'") from error
-
     def _policy_config(self) -> PolicyConfig:
-        if self.device not in ("cpu", "cuda"):
-            raise ConfigError(f"--device: expected cpu or cuda, got '{self.device}'")
+        config = PolicyConfig(path=self.policy, device=self.device)
+        policy_folder(config)
         if self.lora is not None:
             base = read_lora_header(self.lora)["isrl"].get("base")
-            expected = f"flux2sr:{self.policy}"
-            if base is not None and base != expected:
-                raise ConfigError(f"--lora {self.lora}: trained on {base}, asked to run on {expected}; set --policy")
-        return PolicyConfig(path=self.policy, device="cuda" if self.device == "cuda" else "cpu")
+            expected = f"{config.type}:{config.path}"
+            if isinstance(base, str) and base != expected and _names_a_preset(base, config):
+                raise InputError(f"--lora {self.lora}: trained on {base}, asked to run on {expected}; set --policy")
+        return config
+
+
+def _names_a_preset(base: str, config: PolicyConfig) -> bool:
+    """Presets are told apart by name; a local folder may lie elsewhere today, so its tensors decide."""
+    trained_on = config.model_copy(update={"path": base.removeprefix(f"{config.type}:")})
+    return preset_folder(trained_on) is not None or preset_folder(config) is not None
+
+
+def _outputs(files: list[Path], source: Path, target: Path) -> list[Path]:
+    """Where each result goes; refused before the model is loaded where it cannot be written."""
+    to_folder = source.is_dir() or target.is_dir() or target.suffix == ""
+    if not to_folder and target.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"OUT {target}: expected a folder or a file ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    folder = target if to_folder else target.parent
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"OUT {folder}: expected a folder, found a file")
+    outputs = [folder / f"{file.stem}.png" for file in files] if to_folder else [target]
+    if len(set(outputs)) < len(files):
+        raise InputError(f"{source}: two images differ only in their ending, and both would be written to one .png")
+    folder.mkdir(parents=True, exist_ok=True)
+    return outputs

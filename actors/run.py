@@ -6,37 +6,60 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
+
+from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
 from actors.controller import Controller, Outcome
+from actors.failures import reason
 from actors.finish import finish
 from actors.launch import spawn, start_ray
 from actors.monitor import Monitor
 from rl.config.load import dump_config
+from rl.config.paths import absolute
 from rl.config.run import RunConfig
+from rl.errors import RunFailed
 
 
 def run(config: RunConfig, *, resume: bool) -> Outcome:
-    """Start the processes, train, write the adapter and the report, stop the processes."""
-    import ray
+    """Start the processes, train, write the adapter and the report, stop the processes.
 
+    Raises:
+        RunFailed: an actor or a wait for one failed for good; the message says how to go on.
+    """
+    config = absolute(config, Path.cwd())
     run_dir = Path(config.run.dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    started = time.perf_counter()
-    print(f"run {config.run.name} -> {run_dir.absolute()}: starting Ray and loading models", flush=True)
-    start_ray(config)
     try:
-        cluster = spawn(config)
-        print(f"ready after {time.perf_counter() - started:.0f} s", flush=True)
-        monitor = Monitor(config.monitor, run_dir, config.run.name, config.train.steps, config.model_dump(mode="json"))
-        try:
-            controller = Controller(config, cluster, monitor, run_dir)
-            outcome = asyncio.run(_until_done_or_interrupted(controller, resume=resume))
-            finish(config, run_dir, cluster, outcome.steps)
-        finally:
-            monitor.close()
+        start_ray(config)
+        return _train(config, run_dir, resume=resume)
+    except (RayError, RuntimeError) as error:
+        raise RunFailed(f"run {config.run.name}: {reason(error)}; {_how_to_go_on(run_dir)}") from error
     finally:
         ray.shutdown()
+
+
+def _train(config: RunConfig, run_dir: Path, *, resume: bool) -> Outcome:
+    started = time.perf_counter()
+    print(f"run {config.run.name} -> {run_dir.absolute()}: loading models", flush=True)
+    cluster = spawn(config)
+    print(f"ready after {time.perf_counter() - started:.0f} s", flush=True)
+    monitor = Monitor(config.monitor, run_dir, config.run.name, config.train.steps, config.model_dump(mode="json"))
+    try:
+        controller = Controller(config, cluster, monitor, run_dir)
+        outcome = asyncio.run(_until_done_or_interrupted(controller, resume=resume))
+        finish(config, run_dir, cluster, outcome.steps)
+    finally:
+        monitor.close()
     return outcome
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    newest = newest_checkpoint(run_dir / CHECKPOINTS_DIR)
+    if newest is None:
+        return "there is no checkpoint yet: start again with another run.dir"
+    return f"go on from {newest.name} with --resume"
 
 
 async def _until_done_or_interrupted(controller: Controller, *, resume: bool) -> Outcome:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from actors.deadline import DeadlineError, within
+from actors.failures import cause, reason
 from rewards.base import RewardError
 from rl.config.reward import RewardConfig
 from rl.types import RewardColumn, RewardTable
@@ -18,8 +19,8 @@ from rl.types import RewardColumn, RewardTable
 class ScoringFailed(RuntimeError):
     """A reward failed for good on one group; the group is dropped."""
 
-    def __init__(self, reward: str, ordinal: int, attempts: int, cause: BaseException) -> None:
-        super().__init__(f"reward '{reward}' failed {attempts} times on group {ordinal}: {_first_line(cause)}")
+    def __init__(self, reward: str, ordinal: int, attempts: int, error: BaseException) -> None:
+        super().__init__(f"reward '{reward}' failed {attempts} times on group {ordinal}: {reason(error)}")
         self.reward = reward
 
 
@@ -115,17 +116,6 @@ async def score_group(pools: Sequence[RewardPool], ordinal: int, task: Any, grou
 
 def groups_at_fault(error: RayError | DeadlineError, ordinals: Sequence[int]) -> set[int]:
     """The ordinals of a call that its error names; all of them where it names none, so that retries are bounded."""
-    cause = _cause(error)
-    named = set(cause.ordinals) & set(ordinals) if isinstance(cause, RewardError) else set()
+    inner = cause(error)
+    named = set(inner.ordinals) & set(ordinals) if isinstance(inner, RewardError) else set()
     return named or set(ordinals)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What was raised inside the actor; Ray wraps it."""
-    return error.cause if isinstance(error, RayTaskError) else error
-
-
-def _first_line(error: BaseException) -> str:
-    cause = _cause(error)
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return lines[-1] if isinstance(cause, RayError) else lines[0]

@@ -9,7 +9,6 @@ from actors.deadline import all_within, within
 from actors.learner_worker import Published
 from rl.types import Echo
 
-
 _SETTING = "learner.deadline_s"
 
 

@@ -15,6 +15,7 @@ from rl.config.pretrain import PretrainConfig
 from rl.data.crops import CropSource
 from rl.data.degradation import degrade
 from rl.data.photos import load_photos
+from rl.errors import MissingInput
 from rl.flow.sampler import sample
 from rl.flow.schedule import flow_sigmas
 from rl.perceptual import LpipsSqueeze
@@ -35,7 +36,7 @@ def pretrain(config: PretrainConfig) -> Path:
     # subnormal moments of still untouched layers make AdamW on a CPU several times slower
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
-    lpips = LpipsSqueeze(Path(config.lpips.backbone), Path(config.lpips.heads)).to(config.device)
+    lpips = LpipsSqueeze(_weights(config.lpips.backbone), _weights(config.lpips.heads)).to(config.device)
     held_out = held_out_crops(config)
     out = Path(config.out)
     vae = MiniVAE().to(config.device)
@@ -133,6 +134,13 @@ def _write_sheet(path: Path, columns: list[Tensor], lr: Tensor, scale: int) -> N
     rows = [torch.cat([column[i] for column in (enlarged, *columns)], dim=2) for i in range(0, len(lr), every)]
     image = to_uint8(torch.cat(rows, dim=1)).permute(1, 2, 0).numpy()
     Image.fromarray(image).save(path)
+
+
+def _weights(file: str) -> Path:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise MissingInput(f"lpips: no such weights file {path}")
+    return path
 
 
 def _log(line: str) -> None:

@@ -8,10 +8,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rl.config.run import RunConfig
+from rl.errors import InputError, MissingInput
 from rl.evaluation.records import Change
 from rl.types import LoraSnapshot
 
@@ -55,12 +56,15 @@ def _metadata(snapshot: LoraSnapshot, config: RunConfig, step: int, rewards: Seq
 def read_lora_header(file: Path) -> dict[str, dict[str, object]]:
     """Both parts of the header, `adapter` and `isrl`; an adapter of another tool has an empty `isrl`."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such LoRA file; a run writes it to <run.dir>/lora/{LORA_FILE}")
-    with safe_open(file, framework="numpy") as handle:
-        header = handle.metadata() or {}
+        raise MissingInput(f"{file}: no such LoRA file; a run writes it to <run.dir>/lora/{LORA_FILE}")
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            header = handle.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(f"{file}: expected a safetensors file, got something else ({error})") from error
     adapter = json.loads(header.get("lora_adapter_metadata", "{}"))
     if PREFIX + "r" not in adapter:
-        raise ValueError(f"{file}: expected diffusers' lora_adapter_metadata with {PREFIX}r in the header, found none")
+        raise InputError(f"{file}: expected diffusers' lora_adapter_metadata with {PREFIX}r in the header, found none")
     return {
         "adapter": {key.removeprefix(PREFIX): value for key, value in adapter.items()},
         "isrl": json.loads(header.get("isrl", "{}")),

@@ -8,6 +8,9 @@ from rl.config.base import Section
 
 Range = tuple[float, float]
 
+SKIMAGE = "skimage:"
+"""Begins the name of a photograph that scikit-image carries."""
+
 
 class DegradationOrder(Section):
     """One of the two passes of Real-ESRGAN's pipeline; defaults are its published first pass."""

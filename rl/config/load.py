@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from rl.config.base import Section
 from rl.config.run import RunConfig
+from rl.errors import InputError
 
 Model = TypeVar("Model", bound=Section)
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A configuration that cannot run; the message says what was expected, what came and what to write."""
 
 

@@ -27,6 +27,7 @@ class RewardConfig(Section):
     gpus: float = Field(0.0, ge=0)
     threads: int = Field(1, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where the metric runs; a file of `type: python` chooses by itself."""
     batch_groups: int = Field(1, ge=1)
     """Groups of equal size that one call may score as one batch."""
     retries: int = Field(2, ge=0)
@@ -44,6 +45,12 @@ class RewardConfig(Section):
         for field, owner in (("metric", "pyiqa"), ("file", "python")):
             if getattr(self, field) is not None and self.type != owner:
                 raise ValueError(f"reward '{self.name}': {field} is read only by type '{owner}', got '{self.type}'")
+        if self.device == "cuda" and self.gpus == 0:
+            raise ValueError(f"reward '{self.name}': device 'cuda' needs gpus above 0, got 0; write gpus: 0.25")
+        if self.device == "cpu" and self.gpus > 0 and self.type != "python":
+            raise ValueError(
+                f"reward '{self.name}': gpus {self.gpus:g} needs device 'cuda', got 'cpu'; write device: cuda"
+            )
         return self
 
     @property

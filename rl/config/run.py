@@ -86,6 +86,7 @@ class RunConfig(Section):
         self._check_group()
         self._check_size()
         self._check_learner()
+        self._check_devices()
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise ValueError(f"rewards: names must differ, got {names}; set `name` and `metric` apart")
@@ -132,6 +133,18 @@ class RunConfig(Section):
                 f"learner.updates_per_batch must divide the {self.micro_batches_per_rank} (group, timestep) "
                 f"micro-batches of a rank, got {self.learner.updates_per_batch}"
             )
+
+    def _check_devices(self) -> None:
+        """Ray hides GPUs from an actor that asks for none, and keeps a GPU from others for an actor that asks."""
+        device = self.policy.device
+        for key, gpus in (
+            ("rollout.gpus_per_worker", self.rollout.gpus_per_worker),
+            ("learner.gpus_per_rank", self.learner.gpus_per_rank),
+        ):
+            if device == "cuda" and gpus == 0:
+                raise ValueError(f"policy.device 'cuda' needs {key} above 0, got 0; write {key}=1")
+            if device == "cpu" and gpus > 0:
+                raise ValueError(f"{key} must be 0 for policy.device 'cpu', got {gpus:g}; write policy.device=cuda")
 
     @property
     def timesteps_per_member(self) -> int:

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rl.config.data import SKIMAGE
+from rl.errors import InputError, MissingInput
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
-_SKIMAGE = "skimage:"
 _SKIMAGE_FUNCTIONS = {"hubble": "hubble_deep_field", "ihc": "immunohistochemistry"}
 SKIMAGE_PHOTOS = frozenset(
     [
@@ -31,10 +33,13 @@ SKIMAGE_PHOTOS = frozenset(
 
 def load_rgb(path: Path) -> NDArray[np.uint8]:
     """One image file as `[H, W, 3]` uint8; grey is repeated, alpha dropped, 16-bit refused by name."""
-    with Image.open(path) as image:
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            raise ValueError(f"{path}: expected an 8-bit image, got mode {image.mode}; convert it to 8-bit RGB")
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+                raise InputError(f"{path}: expected an 8-bit image, got mode {image.mode}; convert it to 8-bit RGB")
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise InputError(f"{path}: expected an image, Pillow cannot read it: {error}") from error
 
 
 def list_images(path: Path) -> list[Path]:
@@ -42,12 +47,10 @@ def list_images(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise MissingInput(f"{path}: no such file or folder")
     files = sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise FileNotFoundError(
-            f"{path}: expected a folder with images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none"
-        )
+        raise MissingInput(f"{path}: expected a folder with images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
     return files
 
 
@@ -59,8 +62,8 @@ def load_photos(sources: list[str]) -> dict[str, NDArray[np.uint8]]:
     check_sources(sources)
     photos: dict[str, NDArray[np.uint8]] = {}
     for source in sources:
-        if source.startswith(_SKIMAGE):
-            photos[source] = _bundled(source.removeprefix(_SKIMAGE))
+        if source.startswith(SKIMAGE):
+            photos[source] = _bundled(source.removeprefix(SKIMAGE))
         else:
             for path in list_images(Path(source).expanduser()):
                 photos[str(path) if path.stem in photos else path.stem] = load_rgb(path)
@@ -70,10 +73,10 @@ def load_photos(sources: list[str]) -> dict[str, NDArray[np.uint8]]:
 def check_sources(sources: list[str]) -> None:
     """Refuse a source that names nothing, without reading any pixels."""
     for source in sources:
-        if source.startswith(_SKIMAGE):
-            name = source.removeprefix(_SKIMAGE)
+        if source.startswith(SKIMAGE):
+            name = source.removeprefix(SKIMAGE)
             if name not in SKIMAGE_PHOTOS:
-                raise ValueError(f"'{source}': scikit-image carries {', '.join(sorted(SKIMAGE_PHOTOS))}")
+                raise InputError(f"'{source}': scikit-image carries {', '.join(sorted(SKIMAGE_PHOTOS))}")
         else:
             list_images(Path(source).expanduser())
 

@@ -9,6 +9,7 @@ import numpy as np
 from rl.config.data import DataConfig
 from rl.data.degradation import degrade
 from rl.data.photos import IMAGE_SUFFIXES, list_images, load_photos, load_rgb
+from rl.errors import InputError
 from rl.seeding import derive_seed
 from rl.types import U8, SRTask
 
@@ -26,7 +27,7 @@ class TaskSource:
         side = config.crop if config.kind == "hr" else config.crop // config.scale
         small = [f"{name} ({p.shape[1]}x{p.shape[0]})" for name, p in photos.items() if min(p.shape[:2]) < side]
         if small:
-            raise ValueError(
+            raise InputError(
                 f"data.path: every image must be at least {side}x{side}, too small: {', '.join(small[:5])}"
             )
         self.names = tuple(photos)
@@ -38,14 +39,14 @@ class TaskSource:
         files = {path.stem: path for path in list_images(folder)}
         missing = [name for name in self.names if name not in files]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"data.hr_path {folder}: no HR image ({', '.join(sorted(IMAGE_SUFFIXES))}) for {missing[:5]}"
             )
         pairs = {name: load_rgb(files[name]) for name in self.names}
         for name, hr in pairs.items():
             expected = tuple(side * self.config.scale for side in self._photos[name].shape[:2])
             if hr.shape[:2] != expected:
-                raise ValueError(
+                raise InputError(
                     f"pair '{name}': expected HR {expected[1]}x{expected[0]}, got {hr.shape[1]}x{hr.shape[0]}"
                 )
         return pairs
@@ -87,14 +88,13 @@ class TaskSource:
             for x in range(0, self._photos[name].shape[1] - side + 1, side)
         ]
         if count > len(cells):
-            raise ValueError(f"eval.crops: {count} asked, but the images hold only {len(cells)} crops of {side} px")
+            raise InputError(f"eval.crops: {count} asked, but the images hold only {len(cells)} crops of {side} px")
         chosen = [cells[i * len(cells) // count] for i in range(count)]
-        return [
-            self._make(
-                i, f"{name}@{x},{y}", name, self._photos[name][y : y + side, x : x + side], (y, x), derive_seed("eval", name, y, x)
-            )
-            for i, (name, y, x) in enumerate(chosen)
-        ]  # fmt: skip
+        tasks = []
+        for i, (name, y, x) in enumerate(chosen):
+            crop = self._photos[name][y : y + side, x : x + side]
+            tasks.append(self._make(i, f"{name}@{x},{y}", name, crop, (y, x), derive_seed("eval", name, y, x)))
+        return tasks
 
 
 def _chw(image: U8) -> U8:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rl.errors import InputError, MissingInput
 from rl.evaluation.figures import IDLE_KEYS, PUSH_KEYS, TIME_KEYS, plot_push, plot_rewards, plot_time, series
 from rl.evaluation.records import EVAL_FILE, Change, changes, read_eval
 from rl.evaluation.sheets import BEFORE_AFTER_FILE, SAMPLES_DIR
@@ -27,10 +28,10 @@ def write_report(run_dir: Path) -> Path:
     """Write the report of one run directory and return its path."""
     source = run_dir / METRICS_FILE
     if not source.exists():
-        raise FileNotFoundError(f"{run_dir}: expected {METRICS_FILE} of a run, found none; is this a run directory?")
+        raise MissingInput(f"{run_dir}: expected {METRICS_FILE} of a run, found none; is this a run directory?")
     metrics = read_metrics(source)
     if not metrics:
-        raise ValueError(f"{source}: expected at least one step, got an empty file; the run stopped before its first")
+        raise InputError(f"{source}: expected at least one step, got an empty file; the run stopped before its first")
     (run_dir / FIGURES_DIR).mkdir(exist_ok=True)
     sections = (
         _summary(run_dir, metrics),
@@ -69,8 +70,9 @@ def _before_after(run_dir: Path) -> str:
     if not rows:
         return f"{title}\n\nNo table: {EVAL_FILE} lacks records of phase `start`, of phase `end`, or both."
     note = (
-        f"{rows[0].pairs} pairs (crop, seed) of {rows[0].photos} photographs; raw scores, higher is better. The interval "
-        "is the 95 % percentile bootstrap of the paired difference; whole photographs are drawn. **Bold**: it excludes 0."
+        f"{rows[0].pairs} pairs (crop, seed) of {rows[0].photos} photographs; raw scores, higher is better. The "
+        "interval is the 95 % percentile bootstrap of the paired difference; whole photographs are drawn. **Bold**: it "
+        "excludes 0."
     )
     if rows[0].photos < _FEW_PHOTOS:
         note += f" With fewer than {_FEW_PHOTOS} photographs it is narrower than it claims."

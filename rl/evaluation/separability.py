@@ -1,4 +1,4 @@
-"""How well an aggregation tells the members of a group apart, over group sizes: LucidNFT's advantage-separability figure.
+"""How well an aggregation tells the members of a group apart, over group sizes: LucidNFT's separability figure.
 
 Both aggregations see the same rollouts: of N groups of 16 members, the first g. Advantages are what the trainer uses
 (batch-scaled, unclipped).

@@ -1,6 +1,7 @@
 """Sheets of images for the eye: one group with its scores, and rows of methods side by side.
 
-Left out: colour management and tiling of pages; a sheet is one PNG, pixels shown at a whole multiple or, above 512, shrunk.
+Left out: colour management and tiling of pages; a sheet is one PNG, pixels shown at a whole multiple or, above 512,
+shrunk.
 """
 
 import json

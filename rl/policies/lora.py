@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rl.config.policy import LORA_TARGETS, LoraConfig
+from rl.errors import InputError
 from rl.export import PREFIX, read_lora_header
 from rl.types import LoraSnapshot, adapter_digest
 
@@ -36,7 +38,8 @@ def add_adapters(backbone: Any, config: LoraConfig, names: tuple[str, ...]) -> N
         backbone.add_adapter(peft_config, adapter_name=name)
     first = adapter_parameters(backbone, names[0])
     if config.init_from is not None:
-        load_into(first, load_file(config.init_from), source=config.init_from)
+        with _blaming(config.init_from):
+            load_into(first, load_file(config.init_from), source="its tensors")
     for name in names[1:]:
         copy_adapter(first, adapter_parameters(backbone, name))
     backbone.set_adapter(names[0])
@@ -156,5 +159,15 @@ def attach_file(backbone: Any, file: Path) -> None:
     """Load an exported adapter as `policy`, with the rank, alpha and modules of its header."""
     header = read_lora_header(file)["adapter"]
     rank, alpha, modules = header["r"], header["lora_alpha"], header["target_modules"]
-    backbone.add_adapter(PeftLoraConfig(r=rank, lora_alpha=alpha, target_modules=modules), adapter_name=POLICY)
-    load_into(adapter_parameters(backbone, POLICY), load_file(file), source=str(file))
+    with _blaming(file):
+        backbone.add_adapter(PeftLoraConfig(r=rank, lora_alpha=alpha, target_modules=modules), adapter_name=POLICY)
+        load_into(adapter_parameters(backbone, POLICY), load_file(file), source="its tensors")
+
+
+@contextmanager
+def _blaming(file: Path | str) -> Iterator[None]:
+    """PEFT and safetensors answer a file that does not fit with errors that do not name it."""
+    try:
+        yield
+    except (ValueError, SafetensorError) as error:
+        raise InputError(f"{file}: not an adapter of this policy: {error}") from error

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rl.config.policy import PolicyConfig
+from rl.errors import InputError
 from rl.policies.base import Condition, from_uint8
 from rl.policies.flux2sr.mini_vae import MiniVAE, running_statistics
 from rl.policies.folders import prompt_file
@@ -62,7 +63,7 @@ class Flux2SR:
     ) -> None:
         text_dim = transformer.config.joint_attention_dim
         if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != text_dim:
-            raise ValueError(f"prompt_embeds: expected [L, {text_dim}], got {tuple(prompt_embeds.shape)}")
+            raise InputError(f"prompt_embeds: expected [L, {text_dim}], got {tuple(prompt_embeds.shape)}")
         self.backbone = transformer.requires_grad_(False)
         self.vae = vae.requires_grad_(False).eval()
         self.device = next(transformer.parameters()).device
@@ -83,13 +84,17 @@ class Flux2SR:
         vae_config = MiniVAE.load_config(folder / "vae")
         vae_class = VAE_CLASSES.get(vae_config["_class_name"])
         if vae_class is None:
-            raise ValueError(f"{folder}/vae: expected one of {sorted(VAE_CLASSES)}, got {vae_config['_class_name']}")
+            raise InputError(f"{folder}/vae: expected one of {sorted(VAE_CLASSES)}, got {vae_config['_class_name']}")
         transformer = Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
         vae = vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
-        prompt = load_file(prompt_file(folder, config))["prompt_embeds"]
+        prompts = load_file(prompt_file(folder, config))
+        if "prompt_embeds" not in prompts:
+            raise InputError(f"{prompt_file(folder, config)}: expected a tensor prompt_embeds, got {sorted(prompts)}")
         if config.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        return cls(transformer.to(config.device), vae.to(config.device), prompt, guidance=config.guidance)
+        return cls(
+            transformer.to(config.device), vae.to(config.device), prompts["prompt_embeds"], guidance=config.guidance
+        )
 
     @torch.no_grad()
     def encode(self, lr: U8, scale: int) -> Condition:

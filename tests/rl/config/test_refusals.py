@@ -48,6 +48,26 @@ REFUSALS = {
     "HR without pairs": (["data.hr_path=x"], "data.hr_path is read only by data.kind 'paired', got kind 'hr'"),
     "reward without file": (["rewards.0.type=python"], "reward 'a': type 'python' needs file"),
     "file without python": (["rewards.0.file=x.py"], "file is read only by type 'python', got 'pyiqa'"),
+    "policy on a GPU that workers do not get": (
+        ["policy.device=cuda", "learner.gpus_per_rank=1"],
+        "policy.device 'cuda' needs rollout.gpus_per_worker above 0, got 0; write rollout.gpus_per_worker=1",
+    ),
+    "policy on a GPU that the learner does not get": (
+        ["policy.device=cuda", "rollout.gpus_per_worker=1"],
+        "policy.device 'cuda' needs learner.gpus_per_rank above 0, got 0; write learner.gpus_per_rank=1",
+    ),
+    "GPUs for a policy on the CPU": (
+        ["rollout.gpus_per_worker=0.5"],
+        "rollout.gpus_per_worker must be 0 for policy.device 'cpu', got 0.5; write policy.device=cuda",
+    ),
+    "reward on a GPU that it does not get": (
+        ["rewards.0.device=cuda"],
+        "reward 'a': device 'cuda' needs gpus above 0, got 0; write gpus: 0.25",
+    ),
+    "GPU for a reward on the CPU": (
+        ["rewards.0.gpus=0.25"],
+        "reward 'a': gpus 0.25 needs device 'cuda', got 'cpu'; write device: cuda",
+    ),
     "slash in a name": (["rewards.0.name=a/b"], "expected text without '/', because metric keys hold it, got 'a/b'"),
     "negative shift": (["rollout.sampler.shift=-1"], "Input should be greater than 0 (got -1)"),
     "probabilities": (

@@ -215,8 +215,9 @@ def test_a_missing_folder_names_the_presets_and_the_place(tmp_path: Path) -> Non
 
 def test_a_missing_prompt_file_is_refused_before_any_weights_are_read(tiny_flux2_folder: Path, tmp_path: Path) -> None:
     """FLUX.2-dev's own folder has none; `policy_folder` is what `isrl train` asks before it starts a process."""
-    (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer" / "config.json").write_text("{}")
+    for part in ("transformer", "vae"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"policy.prompt_embeds: .*prompt_embeds.safetensors does not exist"):
         policy_folder(PolicyConfig(path=str(tmp_path)))
     with pytest.raises(FileNotFoundError, match=r"none.safetensors does not exist; encode one prompt"):

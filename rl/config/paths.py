@@ -1,0 +1,59 @@
+"""Input paths as every process of a run can read them: Ray starts its workers in another directory."""
+
+from pathlib import Path
+
+from rl.config.data import SKIMAGE, DataConfig
+from rl.config.policy import PolicyConfig
+from rl.config.reward import RewardConfig
+from rl.config.run import RunConfig
+from rl.policies.folders import preset_folder
+
+WEIGHTS_OPTION = "pretrained_model_path"
+"""The option of pyiqa's metrics that names a local file."""
+
+
+def absolute(config: RunConfig, root: Path) -> RunConfig:
+    """`config` with every relative input path joined to `root`; bundled photographs, presets and URLs stay."""
+    evaluated = config.eval.data
+    held_out = None if evaluated is None else _data(evaluated, root)
+    return config.model_copy(
+        update={
+            "data": _data(config.data, root),
+            "policy": _policy(config.policy, root),
+            "rewards": [_reward(reward, root) for reward in config.rewards],
+            "eval": config.eval.model_copy(update={"data": held_out}),
+        }
+    )
+
+
+def _join(path: str, root: Path) -> str:
+    return str(root / Path(path).expanduser())
+
+
+def _if_there(path: str, root: Path) -> str:
+    """For values that may also be a name or a URL."""
+    joined = _join(path, root)
+    return joined if Path(joined).exists() else path
+
+
+def _optional(path: str | None, root: Path) -> str | None:
+    return None if path is None else _join(path, root)
+
+
+def _data(data: DataConfig, root: Path) -> DataConfig:
+    paths = [path if path.startswith(SKIMAGE) else _join(path, root) for path in data.path]
+    return data.model_copy(update={"path": paths, "hr_path": _optional(data.hr_path, root)})
+
+
+def _policy(policy: PolicyConfig, root: Path) -> PolicyConfig:
+    lora = policy.lora.model_copy(update={"init_from": _optional(policy.lora.init_from, root)})
+    path = policy.path if preset_folder(policy) else _if_there(policy.path, root)
+    return policy.model_copy(
+        update={"path": path, "prompt_embeds": _optional(policy.prompt_embeds, root), "lora": lora}
+    )
+
+
+def _reward(reward: RewardConfig, root: Path) -> RewardConfig:
+    weights = reward.options.get(WEIGHTS_OPTION)
+    options = {WEIGHTS_OPTION: _if_there(weights, root)} if isinstance(weights, str) else {}
+    return reward.model_copy(update={"file": _optional(reward.file, root), "options": {**reward.options, **options}})
