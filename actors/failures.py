@@ -2,6 +2,8 @@
 
 from ray.exceptions import RayError, RayTaskError
 
+from rewards.base import RewardError
+
 
 def cause(error: BaseException) -> BaseException:
     """What the actor raised; the error itself where it was not raised in an actor."""
@@ -11,5 +13,6 @@ def cause(error: BaseException) -> BaseException:
 def reason(error: BaseException) -> str:
     """One line; Ray's own errors put the point into the last one, ours into the first."""
     inner = cause(error)
-    lines = str(inner).strip().splitlines() or [type(inner).__name__]
+    text = inner.reason if isinstance(inner, RewardError) else str(inner)
+    lines = text.strip().splitlines() or [type(inner).__name__]
     return lines[-1] if isinstance(inner, RayError) else lines[0]

@@ -13,7 +13,7 @@ from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
 from actors.controller import Controller, Outcome
 from actors.failures import reason
 from actors.finish import finish
-from actors.launch import spawn, start_ray
+from actors.launch import Cluster, spawn, start_ray
 from actors.monitor import Monitor
 from rl.config.load import dump_config
 from rl.config.paths import absolute
@@ -31,20 +31,20 @@ def run(config: RunConfig, *, resume: bool) -> Outcome:
     run_dir = Path(config.run.dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    started = time.perf_counter()
+    print(f"run {config.run.name} -> {run_dir.absolute()}: starting Ray and loading models", flush=True)
     try:
         start_ray(config)
-        return _train(config, run_dir, resume=resume)
+        cluster = spawn(config)
+        print(f"ready after {time.perf_counter() - started:.0f} s", flush=True)
+        return _train(config, cluster, run_dir, resume=resume)
     except (RayError, RuntimeError) as error:
         raise RunFailed(f"run {config.run.name}: {reason(error)}; {_how_to_go_on(run_dir)}") from error
     finally:
         ray.shutdown()
 
 
-def _train(config: RunConfig, run_dir: Path, *, resume: bool) -> Outcome:
-    started = time.perf_counter()
-    print(f"run {config.run.name} -> {run_dir.absolute()}: loading models", flush=True)
-    cluster = spawn(config)
-    print(f"ready after {time.perf_counter() - started:.0f} s", flush=True)
+def _train(config: RunConfig, cluster: Cluster, run_dir: Path, *, resume: bool) -> Outcome:
     monitor = Monitor(config.monitor, run_dir, config.run.name, config.train.steps, config.model_dump(mode="json"))
     try:
         controller = Controller(config, cluster, monitor, run_dir)

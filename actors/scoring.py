@@ -66,9 +66,7 @@ class RewardPool:
         call = server.score.remote(len(batch), *(r.task for r in batch), *(r.group for r in batch))
         setting = f"deadline_s of reward '{self.config.name}'"
         try:
-            columns: list[RewardColumn] = await within(
-                call, self.config.deadline_s, f"reward '{self.config.name}'", setting
-            )
+            columns: list[RewardColumn] = await within(call, self.config.deadline_s, "scoring", setting)
         except (RayError, DeadlineError) as error:
             self._retry_or_fail(batch, error)
             return

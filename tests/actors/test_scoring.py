@@ -76,7 +76,7 @@ def test_only_the_group_at_fault_is_dropped() -> None:
 
     results = run(score, [0, 1, 2, 3], retries=1)
     assert [type(result) for result in results] == [RewardColumn, RewardColumn, ScoringFailed, RewardColumn]
-    assert str(results[2]) == "reward 'mine' failed 2 times on group 2: reward 'mine' (groups [2]): not finite"
+    assert str(results[2]) == "reward 'mine' failed 2 times on group 2: not finite"
 
 
 def test_a_failure_of_the_whole_call_counts_against_every_group() -> None:
@@ -85,7 +85,7 @@ def test_a_failure_of_the_whole_call_counts_against_every_group() -> None:
 
     results = run(score, [0, 1], retries=2)
     assert all(isinstance(result, ScoringFailed) for result in results)
-    assert "failed 3 times on group 1: reward 'mine': out of memory" in str(results[1])
+    assert "failed 3 times on group 1: out of memory" in str(results[1])
 
 
 def test_a_passing_failure_is_retried() -> None:
@@ -126,7 +126,7 @@ def test_an_answer_that_does_not_come_is_a_failed_attempt() -> None:
         pool.close()
         return result if isinstance(result, BaseException) else None
 
-    assert "failed 2 times on group 5: reward 'mine': no answer within 0.02 s" in str(asyncio.run(scenario()))
+    assert "failed 2 times on group 5: scoring: no answer within 0.02 s" in str(asyncio.run(scenario()))
 
 
 def test_columns_become_a_table() -> None:

@@ -25,7 +25,7 @@ from rl.flow.schedule import flow_sigmas
 from rl.objectives.nft import ema_decay, old_decay
 from rl.policies import load_policy
 from rl.policies.base import member_noise, to_uint8
-from rl.policies.lora import OLD, POLICY, add_adapters, adapter_parameters, using
+from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters, using
 from rl.seeding import derive_seed, member_seeds
 from rl.types import F64, RolloutGroup, SRTask, TrainGroup
 
@@ -122,9 +122,7 @@ class BareLoop:
             for name, p in self.old.items():
                 p.copy_(self.ema[name])
         tasks = TaskSource(self.config.eval.data, 0).grid(self.config.eval.crops)
-        seeds = [
-            tuple(derive_seed("eval", t.lr_id, k) for k in range(self.config.eval.samples)) for t in tasks
-        ]
+        seeds = [tuple(derive_seed("eval", t.lr_id, k) for k in range(self.config.eval.samples)) for t in tasks]
         groups = [self.rollout(t, s) for t, s in zip(tasks, seeds, strict=True)]
         scores = self.score(tasks, groups)
         with torch.no_grad():

@@ -9,7 +9,6 @@ intervals above zero.
 """
 
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -86,7 +85,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
     table = [
-        "| seed | reward | before | after | change, 95 % over crops | over photographs | pairs | s | PSS GiB | RSS GiB |",
+        "| seed | reward | before | after | change, 95 % over crops | over photographs | pairs | s | PSS GiB "
+        "| RSS GiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for seed in options.seeds:

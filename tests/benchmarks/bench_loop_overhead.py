@@ -28,12 +28,12 @@ from rl.config.load import validate
 from rl.config.run import RunConfig
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
 
-REWARD = '''
+REWARD = """
 import numpy as np
 
 def score(images, lr, hr, scale):
     return images[:, 0, 0, 0].astype(np.float64)
-'''
+"""
 
 
 class FreeRollout:

@@ -55,7 +55,8 @@ def main() -> None:
     plot_separability(options.out, rows)
     print("| aggregation | G | distinct levels | mean pairwise gap | largest gap |\n|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row.aggregation} | {row.group_size} | {row.distinct_levels:.2f} | {row.mean_gap:.3f} | {row.max_gap:.3f} |")
+        levels, mean, largest = f"{row.distinct_levels:.2f}", f"{row.mean_gap:.3f}", f"{row.max_gap:.3f}"
+        print(f"| {row.aggregation} | {row.group_size} | {levels} | {mean} | {largest} |")
 
 
 if __name__ == "__main__":
