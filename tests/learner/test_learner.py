@@ -1,0 +1,135 @@
+"""One rank under real DeepSpeed (gloo, CPU) against plain PyTorch, and its state on disk."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from learner.engine import build_optimizer
+from learner.learner import Learner
+from learner.step import NFTModule, micro_batches
+from rl.config.run import RunConfig
+from rl.policies import load_policy
+from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters
+from rl.types import RolloutGroup, SRTask, TrainGroup, adapter_digest
+
+MEMBERS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank() -> Iterator[None]:
+    """A process group of one; DeepSpeed joins it once per process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531",
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture
+def config(run_config: Callable[..., RunConfig]) -> RunConfig:
+    return run_config(
+        "train.groups_per_step=2", "train.max_policy_lag=1", "learner.updates_per_batch=3", "learner.optimizer.lr=0.01"
+    )
+
+
+def batch(version: int, seed: int) -> list[TrainGroup]:
+    rng = np.random.default_rng(seed)
+    groups = []
+    for ordinal in (2 * seed, 2 * seed + 1):
+        lr = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
+        latents = rng.standard_normal((MEMBERS, 16, 2, 2)).astype(np.float32)
+        images = np.zeros((MEMBERS, 3, 32, 32), np.uint8)
+        group = RolloutGroup(ordinal, "photo", version, "digest", tuple(range(MEMBERS)), latents, images)
+        groups.append(TrainGroup(SRTask(ordinal, "photo", lr, None, 4, 0), group, rng.standard_normal(MEMBERS)))
+    return groups
+
+
+def bytes_of(adapter: dict[str, torch.Tensor]) -> str:
+    return adapter_digest({name: value.detach().numpy() for name, value in adapter.items()}, "float32")
+
+
+def plain_adamw(config: RunConfig, groups: list[TrainGroup]) -> dict[str, torch.Tensor]:
+    """The same batch without DeepSpeed: mean over micro-batches, clip to 1, AdamW."""
+    torch.manual_seed(config.seed)
+    policy = load_policy(config.policy)
+    add_adapters(policy.backbone, config.policy.lora, (POLICY, OLD))
+    theta = adapter_parameters(policy.backbone, POLICY)
+    for parameter in adapter_parameters(policy.backbone, OLD).values():
+        parameter.requires_grad_(False)
+    module, optimizer = NFTModule(policy, config.objective), build_optimizer([*theta.values()], config.learner.optimizer)
+    batches = micro_batches(groups, policy, config)
+    for _ in range(config.learner.updates_per_batch):
+        for _ in range(config.micro_batches_per_update):
+            (module(next(batches)).total / config.micro_batches_per_update).backward()
+        torch.nn.utils.clip_grad_norm_([*theta.values()], config.learner.optimizer.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: parameter.detach().clone() for name, parameter in theta.items()}
+
+
+def test_deepspeed_takes_the_steps_of_plain_adamw(config: RunConfig) -> None:
+    """3 updates of 2 micro-batches: the adapter agrees to 1e-6, after moving by about lr each update."""
+    learner = Learner(config)
+    start = {name: value.clone() for name, value in learner.ema.items()}
+    report = learner.train(batch(0, seed=1))
+    expected = plain_adamw(config, batch(0, seed=1))
+    moved = max((expected[name] - start[name]).abs().max().item() for name in start)
+    assert 0.01 < moved < 0.05
+    for name, parameter in learner._theta.items():
+        torch.testing.assert_close(parameter.detach(), expected[name], atol=1e-6, rtol=0)
+    assert (report.version, report.updates) == (1, 3) and report.grad_norm > 0
+
+
+def test_old_follows_with_the_published_ramp_and_snapshots_never_change(config: RunConfig) -> None:
+    """eta after 3 updates is min(0.001 * 3, 0.5) = 0.003; a published snapshot keeps its bytes while training goes on."""
+    learner = Learner(config)
+    first = learner.snapshot()
+    before = {name: value.clone() for name, value in learner.history[0].items()}
+    learner.train(batch(0, seed=2))
+    for name, value in learner.history[1].items():
+        expected = 0.003 * before[name] + 0.997 * learner._theta[name].detach()
+        torch.testing.assert_close(value, expected, atol=1e-7, rtol=0)
+    second = learner.snapshot()
+    learner.train(batch(1, seed=3))
+    assert adapter_digest(first.tensors, first.dtype) == first.digest
+    assert adapter_digest(second.tensors, second.dtype) == second.digest != first.digest
+
+
+def test_groups_are_trained_against_the_version_that_sampled_them_or_refused(config: RunConfig) -> None:
+    """max_policy_lag 1: after two batches versions 1 and 2 are held, a group of version 0 is refused by name."""
+    learner = Learner(config)
+    learner.train(batch(0, seed=4))
+    learner.train(batch(0, seed=5))
+    assert sorted(learner.history) == [1, 2]
+    learner.train(batch(1, seed=6))
+    with pytest.raises(ValueError, match=r"group 14 was sampled with version 1; the learner holds \[2, 3\]"):
+        learner.train(batch(1, seed=7))
+
+
+def test_a_restored_learner_takes_the_same_next_step_bit_for_bit(config: RunConfig, tmp_path: Path) -> None:
+    learner = Learner(config)
+    learner.train(batch(0, seed=8))
+    learner.save(tmp_path)
+    learner.train(batch(1, seed=9))
+
+    other = Learner(config)
+    other.load(tmp_path)
+    assert (other.version, other.updates) == (1, 3)
+    other.train(batch(1, seed=9))
+    assert bytes_of(dict(other._theta)) == bytes_of(dict(learner._theta))
+    assert bytes_of(other.history[2]) == bytes_of(learner.history[2])
+    assert bytes_of(other.ema) == bytes_of(learner.ema)
+
+
+def test_a_checkpoint_of_another_rank_is_refused(
+    config: RunConfig, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    learner = Learner(config)
+    learner.save(tmp_path)
+    other = Learner(run_config("policy.lora.rank=2", "train.groups_per_step=2"))
+    with pytest.raises((ValueError, RuntimeError), match="rank|size mismatch"):
+        other.load(tmp_path)

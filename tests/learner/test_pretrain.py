@@ -1,0 +1,52 @@
+"""`isrl pretrain` from photographs to a folder that loads, at two steps a stage."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rl.config.policy import PolicyConfig
+from rl.config.pretrain import load_pretrain_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_recipe_makes_a_preset_that_loads(
+    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from learner.pretrain import pretrain
+    from rl.policies import load_policy
+
+    monkeypatch.chdir(ROOT)
+    config = load_pretrain_config(
+        ROOT / "configs" / "pretrain_flux2sr_mini.yaml",
+        [
+            f"out={tmp_path}/mini", "vae.steps=2", "vae.batch=2", "flow.pairs=8", "flow.steps=4", "flow.batch=4",
+            "flow.image_every=4", "sampler_steps=2", "threads=1", "held_out=[skimage:coffee]",
+            "photos=[{path: [skimage:astronaut]}]",
+        ],
+    )  # fmt: skip
+    torch.manual_seed(5)
+    folder = pretrain(config)
+    torch.set_flush_denormal(False)
+    policy = load_policy(PolicyConfig(path=str(folder)))
+    assert sum(p.numel() for p in policy.backbone.parameters()) == 2_831_936
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["crops"] == 6
+    # an untrained model is far worse than bicubic: the score has to say so
+    assert scores["sample_psnr_y"] < scores["bicubic_psnr_y"] - 5
+    assert 20 < scores["bicubic_psnr_y"] < 35
+    assert (folder / "contact_sheet.png").stat().st_size > 10_000
+
+
+def test_held_out_photographs_are_in_no_training_set() -> None:
+    config = load_pretrain_config(ROOT / "configs" / "pretrain_flux2sr_mini.yaml")
+    trained = {path for photo_set in config.photos for path in photo_set.path}
+    assert len(trained) == 20 and not trained & set(config.held_out)
+    from rl.config.load import load_config
+
+    quickstart = load_config(ROOT / "configs" / "quickstart.yaml")
+    assert quickstart.eval.data is not None
+    assert not (trained | set(quickstart.data.path)) & set(quickstart.eval.data.path)
