@@ -4,6 +4,7 @@ Adapters are read and written under diffusers' LoRA names (`transformer.<module>
 they travel, are digested, and are exported.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +30,19 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 def add_adapters(backbone: Any, config: LoraConfig, names: tuple[str, ...]) -> None:
-    """Put adapters of equal shape on `backbone`; A is Gaussian, B zero, and all start from the same values."""
+    """Put float32 adapters of equal shape on `backbone`; A is Gaussian, B zero, all start from the same values."""
     targets = target_modules(backbone, LORA_TARGETS[config.targets])
     for name in names:
         peft_config = PeftLoraConfig(
             r=config.rank, lora_alpha=config.alpha, init_lora_weights="gaussian", target_modules=targets
         )
-        backbone.add_adapter(peft_config, adapter_name=name)
+        with warnings.catch_warnings():
+            # PEFT takes a second adapter for a mistake
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            backbone.add_adapter(peft_config, adapter_name=name)
+        for parameter in adapter_parameters(backbone, name).values():
+            # PEFT gives an adapter the base's dtype; AdamW's small steps vanish in bfloat16
+            parameter.data = parameter.data.float()
     first = adapter_parameters(backbone, names[0])
     if config.init_from is not None:
         with _blaming(config.init_from):
@@ -147,8 +154,6 @@ def _to_numpy(value: Tensor) -> NDArray[np.generic]:
 
 
 def _from_numpy(array: NDArray[np.generic], dtype: str) -> Tensor:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         value = torch.from_numpy(array)

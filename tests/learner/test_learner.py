@@ -133,3 +133,14 @@ def test_a_checkpoint_of_another_rank_is_refused(
     other = Learner(run_config("policy.lora.rank=2", "train.groups_per_step=2"))
     with pytest.raises((ValueError, RuntimeError), match="rank|size mismatch"):
         other.load(tmp_path)
+
+
+def test_a_bfloat16_base_trains_a_float32_adapter(run_config: Callable[..., RunConfig]) -> None:
+    """The real-size setting: the frozen base in bfloat16, the adapter and AdamW in float32."""
+    learner = Learner(run_config("policy.dtype=bfloat16", "train.groups_per_step=2", "learner.optimizer.lr=0.001"))
+    before = {name: value.clone() for name, value in learner.ema.items()}
+    report = learner.train(batch(0, seed=10))
+    assert report.grad_norm > 0
+    moved = [(learner._theta[name].detach() - before[name]).abs().max().item() for name in before]
+    assert 0.0009 < max(moved) < 0.0011  # AdamW's first step is lr * sign(gradient)
+    assert learner.snapshot().dtype == "float32"

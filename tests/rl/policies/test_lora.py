@@ -1,5 +1,6 @@
 """Adapters: where they go, switching, and how one travels (snapshot, digest, install)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rl.config.policy import LORA_TARGETS, LoraConfig, PolicyConfig
+from rl.config.run import RunConfig
 from rl.policies import load_policy
 from rl.policies.flux2sr.policy import Flux2SR
 from rl.policies.lora import (
@@ -261,3 +263,21 @@ def test_load_into_refuses_partial_files(policy: Flux2SR) -> None:
 def test_a_backbone_without_the_adapter_says_so(policy: Flux2SR) -> None:
     with pytest.raises(ValueError, match="Flux2Transformer2DModel has no adapter 'old'"):
         adapter_parameters(policy.backbone, OLD)
+
+
+def test_adapters_of_a_bfloat16_base_are_float32_and_take_gradients(run_config: Callable[..., RunConfig]) -> None:
+    """An update of 1e-4 on a weight near 1 would vanish in bfloat16 (spacing 2^-8 = 0.0039)."""
+    config = run_config("policy.dtype=bfloat16")
+    policy = load_policy(config.policy)
+    add_adapters(policy.backbone, config.policy.lora, (POLICY,))
+    theta = adapter_parameters(policy.backbone, POLICY)
+    assert {parameter.dtype for parameter in theta.values()} == {torch.float32}
+    condition = policy.encode(np.full((3, 8, 8), 128, np.uint8), 4)
+    x = torch.randn(2, *policy.latent_shape(condition), generator=torch.Generator().manual_seed(0))
+    v = policy.velocity(x, torch.tensor([0.3, 0.7]), [condition])
+    assert v.dtype == torch.bfloat16
+    v.float().square().mean().backward()
+    b = [parameter.grad for name, parameter in theta.items() if "lora_B" in name]
+    assert all(grad is not None and grad.dtype == torch.float32 for grad in b)
+    assert sum(float(grad.abs().sum()) for grad in b if grad is not None) > 0
+    assert take_snapshot(theta, 0).dtype == "float32"
