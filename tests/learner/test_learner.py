@@ -60,7 +60,10 @@ def plain_adamw(config: RunConfig, groups: list[TrainGroup]) -> dict[str, torch.
     theta = adapter_parameters(policy.backbone, POLICY)
     for parameter in adapter_parameters(policy.backbone, OLD).values():
         parameter.requires_grad_(False)
-    module, optimizer = NFTModule(policy, config.objective), build_optimizer([*theta.values()], config.learner.optimizer)
+    module, optimizer = (
+        NFTModule(policy, config.objective),
+        build_optimizer([*theta.values()], config.learner.optimizer),
+    )
     batches = micro_batches(groups, policy, config)
     for _ in range(config.learner.updates_per_batch):
         for _ in range(config.micro_batches_per_update):
@@ -85,7 +88,7 @@ def test_deepspeed_takes_the_steps_of_plain_adamw(config: RunConfig) -> None:
 
 
 def test_old_follows_with_the_published_ramp_and_snapshots_never_change(config: RunConfig) -> None:
-    """eta after 3 updates is min(0.001 * 3, 0.5) = 0.003; a published snapshot keeps its bytes while training goes on."""
+    """eta after 3 updates is min(0.001 * 3, 0.5) = 0.003; a snapshot keeps its bytes while training goes on."""
     learner = Learner(config)
     first = learner.snapshot()
     before = {name: value.clone() for name, value in learner.history[0].items()}
