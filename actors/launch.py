@@ -25,11 +25,8 @@ class Cluster:
 
 
 def start_ray(config: RunConfig) -> None:
-    """Start Ray on this machine, or join the cluster of `ray.address`.
-
-    Ray's hook for `uv run` re-packages the tree for every worker; workers use the same interpreter without it.
-    """
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    """Start Ray on this machine, or join the cluster of `ray.address`."""
+    # else Ray hides the GPUs from every actor that asks for none, and warns at each start that it will stop doing so
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
