@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "train.groups_per_step=2", "train.max_policy_lag=0", "rollout.group_size=3", "rollout.sampler.steps=3",
     "data.path=skimage:astronaut", "data.crop=64", "eval.data.crop=64", "eval.data.path=skimage:coffee",
-    "eval.crops=2", "learner.updates_per_batch=2", "checkpoint.every=2", "monitor.sample_every=2",
+    "eval.crops=2", "learner.updates_per_batch=2", "checkpoint.every=2", "monitor.sample_every=2", "learner.ranks=1",
 )  # fmt: skip
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

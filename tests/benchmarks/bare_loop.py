@@ -132,7 +132,7 @@ class BareLoop:
 
 
 def main(argv: list[str]) -> None:
-    config = load_config(Path(argv[0]), argv[1:])
+    config = load_config(Path(argv[0]), ["learner.ranks=1", *argv[1:]])
     torch.set_num_threads(config.learner.threads)
     loop = BareLoop(config)
     before = loop.evaluate() if config.eval.data else None

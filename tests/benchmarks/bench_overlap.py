@@ -2,7 +2,7 @@
 
     uv run python tests/benchmarks/bench_overlap.py [--steps 6] [--rounds 2] [overrides ...]
 
-The three run one after another, in turns, with the same mathematics, sizes and seeds; start-up, evaluation and the
+The three run one after another, in turns, with the same mathematics, sizes and seeds (the bare loop on two threads); start-up, evaluation and the
 first two steps (filling the pipeline) are left out. Limit: lag 1 at least equal to the bare loop.
 """
 
@@ -35,7 +35,7 @@ def run_isrl(lag: int, steps: int, overrides: list[str]) -> list[float]:
 def run_bare(steps: int, overrides: list[str]) -> list[float]:
     command = [
         sys.executable, "tests/benchmarks/bare_loop.py", "configs/quickstart.yaml", f"train.steps={steps}",
-        "eval.data=null", "learner.threads=2", *overrides,
+        "eval.data=null", "learner.ranks=1", "learner.threads=2", *overrides,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     steps_printed = [line for line in done.stdout.splitlines() if line.startswith("step ")]
