@@ -2,8 +2,9 @@
 
     uv run python tests/benchmarks/bench_overlap.py [--steps 6] [--rounds 2] [overrides ...]
 
-The three run one after another, in turns, with the same mathematics, sizes and seeds (the bare loop on two threads); start-up, evaluation and the
-first two steps (filling the pipeline) are left out. Limit: lag 1 at least equal to the bare loop.
+The three run one after another, in turns, with the same mathematics, sizes and seeds (the bare loop on two threads).
+Start-up, evaluation and the first two steps, which fill the pipeline, are left out. Limit: lag 1 at least equal to the
+bare loop.
 """
 
 import argparse
