@@ -105,10 +105,11 @@ class Learner:
             self._install_old(batch.policy_version)
             loss = self.engine(batch)
             self.engine.backward(loss.total)
-            if self.engine.is_gradient_accumulation_boundary():
+            last = self.engine.is_gradient_accumulation_boundary()
+            if last and self.config.learner.zero_stage == 0:
                 self._grad_norm = self._norm_before_step()
             self.engine.step()
-            if self.engine.is_gradient_accumulation_boundary() and self.config.learner.zero_stage > 0:
+            if last and self.config.learner.zero_stage > 0:
                 self._grad_norm = float(self.engine.get_global_grad_norm())
             yield float(loss.total.detach()), float(loss.policy), float(loss.kl), float(loss.drift)
 
