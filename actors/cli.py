@@ -67,7 +67,7 @@ def pretrain(config: Config, overrides: Overrides = None) -> None:
     from learner.pretrain import pretrain as make
     from rl.config.pretrain import load_pretrain_config
 
-    make(load_pretrain_config(config, overrides or []))
+    make(load_pretrain_config(config, overrides or []), " ".join([str(config), *(overrides or [])]))
 
 
 @app.command()

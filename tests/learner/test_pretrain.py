@@ -15,6 +15,7 @@ def test_the_recipe_makes_a_preset_that_loads(
     tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
+    from safetensors.torch import load_file
 
     from learner.pretrain import pretrain
     from rl.policies import load_policy
@@ -29,7 +30,7 @@ def test_the_recipe_makes_a_preset_that_loads(
         ],
     )  # fmt: skip
     torch.manual_seed(5)
-    folder = pretrain(config)
+    folder = pretrain(config, "recipe.yaml threads=1")
     torch.set_flush_denormal(False)
     policy = load_policy(PolicyConfig(path=str(folder)))
     assert sum(p.numel() for p in policy.backbone.parameters()) == 2_831_936
@@ -38,6 +39,10 @@ def test_the_recipe_makes_a_preset_that_loads(
     # an untrained model is far worse than bicubic: the score has to say so
     assert scores["sample_psnr_y"] < scores["bicubic_psnr_y"] - 5
     assert 20 < scores["bicubic_psnr_y"] < 35
+    card = (folder / "README.md").read_text()
+    assert "`uv run isrl pretrain recipe.yaml threads=1`" in card and f"{scores['sample_psnr_y']:.2f}" in card
+    dtypes = {t.dtype for t in load_file(next((folder / "transformer").glob("*.safetensors"))).values()}
+    assert dtypes == {torch.float16}
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
 
 

@@ -1,0 +1,115 @@
+"""Scores, contact sheet and card of a pre-trained preset, made from the files that were written."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from learner.supervised import to_tensor
+from rl.config.pretrain import PretrainConfig
+from rl.data.degradation import degrade
+from rl.data.photos import load_photos
+from rl.flow.sampler import sample
+from rl.flow.schedule import flow_sigmas
+from rl.perceptual import LpipsSqueeze
+from rl.policies.base import Policy, from_uint8, member_noise, to_uint8
+from rl.seeding import derive_seed
+from rl.types import U8
+
+CROPS_PER_PHOTO = 6
+SAMPLES = 4
+_BT601 = (65.481, 128.553, 24.966)
+
+
+def held_out_crops(config: PretrainConfig) -> list[tuple[U8, U8]]:
+    """(HR `[H, W, 3]`, LR) of evenly spread crops of every held-out photograph."""
+    found = []
+    for name, photo in load_photos(config.held_out).items():
+        rows = np.linspace(0, photo.shape[0] - config.crop, 2).astype(int)
+        columns = np.linspace(0, photo.shape[1] - config.crop, CROPS_PER_PHOTO // 2).astype(int)
+        for y, x in ((int(y), int(x)) for y in rows for x in columns):
+            hr = np.ascontiguousarray(photo[y : y + config.crop, x : x + config.crop])
+            seed = derive_seed("held-out", name, y, x)
+            found.append((hr, degrade(hr, scale=config.scale, recipe=config.recipe, seed=seed)))
+    return found
+
+
+def psnr_y(x: Tensor, y: Tensor) -> Tensor:
+    """PSNR of the BT.601 luma of images `[B, 3, H, W]` in [-1, 1]; `[B]` in dB."""
+    weights = x.new_tensor(_BT601).view(1, 3, 1, 1) / 2
+    mse = ((x - y) * weights).sum(1).square().mean((1, 2))
+    return 10 * torch.log10(255.0**2 / mse)
+
+
+@torch.no_grad()
+def score(
+    policy: Policy, crops: list[tuple[U8, U8]], lpips: LpipsSqueeze, config: PretrainConfig, sheet: Path
+) -> dict[str, float]:
+    """Single-sample PSNR(Y) and LPIPS-squeeze against bicubic, and how much the samples of a crop differ."""
+    device = torch.device(config.device)
+    hr = to_tensor([pair[0] for pair in crops]).to(device)
+    lr = to_tensor([pair[1] for pair in crops]).to(device)
+    bicubic = nn.functional.interpolate(lr, scale_factor=config.scale, mode="bicubic").clamp(-1, 1)
+    conditions = [policy.encode(np.ascontiguousarray(pair[1].transpose(2, 0, 1)), config.scale) for pair in crops]
+    shape = policy.latent_shape(conditions[0])
+    sigmas = flow_sigmas(config.sampler_steps, shift=1.0, tokens=shape[1] * shape[2])
+    samples = []
+    for k in range(SAMPLES):
+        noise = member_noise([derive_seed("held-out", i, k) for i in range(len(crops))], shape, device)
+        latents = sample(lambda x, s: policy.velocity(x, x.new_full((len(x),), s), conditions), noise, sigmas, "dpm2")
+        samples.append(from_uint8(to_uint8(policy.decode(latents))))
+    group = torch.stack([psnr_y(x, hr) for x in samples])
+    _write_sheet(sheet, [bicubic, *samples, hr], lr, config.scale)
+    return {
+        "crops": float(len(crops)),
+        "bicubic_psnr_y": float(psnr_y(bicubic, hr).mean()),
+        "sample_psnr_y": float(group.mean()),
+        "bicubic_lpips_squeeze": float(lpips(bicubic, hr).mean()),
+        "sample_lpips_squeeze": float(torch.stack([lpips(x, hr) for x in samples]).mean()),
+        "group_std_psnr_y": float(group.std(0).mean()),
+        "between_samples_psnr_y": float(psnr_y(samples[0], samples[1]).mean()),
+    }
+
+
+def _write_sheet(path: Path, columns: list[Tensor], lr: Tensor, scale: int) -> None:
+    """Rows of crops: LR (nearest), bicubic, samples, HR."""
+    enlarged = nn.functional.interpolate(lr, scale_factor=scale, mode="nearest")
+    every = max(1, len(lr) // 8)
+    rows = [torch.cat([column[i] for column in (enlarged, *columns)], dim=2) for i in range(0, len(lr), every)]
+    image = to_uint8(torch.cat(rows, dim=1)).permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(image).save(path)
+
+
+def card(config: PretrainConfig, source: str, scores: dict[str, float], minutes: float, policy: Policy) -> str:
+    """The preset's README: data, command, seed, time, scores of the written files."""
+    names = {Path(path.removeprefix("skimage:")).stem for group in config.photos for path in group.path}
+    held_out = sorted(Path(path.removeprefix("skimage:")).stem for path in config.held_out)
+    millions = sum(p.numel() for p in policy.backbone.parameters()) / 1e6
+    degradation = config.degradation if isinstance(config.degradation, str) else "the recipe's own"
+    vae, flow = config.vae, config.flow
+    return f"""# {Path(config.out).name}
+
+{type(policy).__name__} at a size that needs no download: {type(policy.backbone).__name__} with {millions:.2f} M parameters and a small 8x VAE, fp16.
+Not a restoration model for real use.
+
+**Data.** {", ".join(sorted(names))}; crops of {config.crop}, x{config.scale}, degradation `{degradation}`.
+Never trained on: {", ".join(held_out)}.
+
+**Training.** VAE: Charbonnier + {vae.lpips_weight:g} LPIPS-squeeze + {vae.kl_weight:g} KL, {vae.steps} steps of {vae.batch} crops of {vae.crop}.
+Flow: {flow.steps} steps of {flow.batch} out of {flow.pairs} cached pairs, flow matching + {flow.charbonnier_weight:g} Charbonnier +
+{flow.lpips_weight:g} LPIPS-squeeze (FoA-SR's loss; the weights are ours), EMA {flow.ema_decay:g}.
+Seed {config.seed}, {config.threads} threads on {config.device}, {minutes:.0f} minutes, torch {torch.__version__}.
+
+**Command.** `uv run isrl pretrain {source}`
+
+**Scores** of one sample, {config.sampler_steps} dpm2 steps, {scores["crops"]:.0f} crops of the photographs never trained on.
+
+| | PSNR(Y) | LPIPS-squeeze |
+|---|---|---|
+| bicubic | {scores["bicubic_psnr_y"]:.2f} | {scores["bicubic_lpips_squeeze"]:.3f} |
+| sample | {scores["sample_psnr_y"]:.2f} | {scores["sample_lpips_squeeze"]:.3f} |
+
+Standard deviation of PSNR(Y) in a group of {SAMPLES}: {scores["group_std_psnr_y"]:.2f} dB.
+"""  # noqa: E501 - the text of a page
