@@ -10,15 +10,11 @@ from rl.flow.sampler import sample
 from rl.flow.schedule import flow_sigmas
 from rl.policies import load_policy
 from rl.policies.base import Condition, member_noise, to_uint8
-from rl.policies.lora import OLD, adapter_parameters, add_adapters, install_snapshot, installed_digest
+from rl.policies.lora import OLD, SnapshotRefused, adapter_parameters, add_adapters, install_snapshot, installed_digest
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask
 
 CANARY_SIDE = 4
 CANARY_T = 0.5
-
-
-class SnapshotRefused(RuntimeError):
-    """A snapshot whose tensors do not carry the digest that it claims."""
 
 
 class RolloutWorker:

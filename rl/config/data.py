@@ -1,8 +1,8 @@
 """Where images come from and how LR images are made of HR images."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rl.config.base import Section
 
@@ -82,6 +82,16 @@ ranges leave LR crops of 32 pixels with little to restore."""
 DegradationName = Literal["realesrgan", "light"]
 
 
+def _form(value: Any) -> str:
+    return "<ranges>" if isinstance(value, dict | Degradation) else "<name>"
+
+
+DegradationChoice = Annotated[
+    Annotated[DegradationName, Tag("<name>")] | Annotated[Degradation, Tag("<ranges>")], Discriminator(_form)
+]
+"""A named recipe or the ranges; the tag decides which of the two a mistake is explained as."""
+
+
 class DataConfig(Section):
     """The stream of LR images, in an order that depends on the run's seed alone."""
 
@@ -94,7 +104,7 @@ class DataConfig(Section):
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32)
     """Side of the HR crop in pixels; the LR crop is `crop / scale`."""
-    degradation: DegradationName | Degradation = "light"
+    degradation: DegradationChoice = "light"
     """A named recipe, or the full set of ranges. Read only by `kind: hr`."""
 
     @field_validator("path", mode="before")

@@ -54,7 +54,8 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _explain(error: Any, model: type[Section]) -> str:
-    where = ".".join(map(str, error["loc"])) or "config"
+    # a tagged union puts the tag of the alternative, written <tag>, into the path
+    where = ".".join(part for part in map(str, error["loc"]) if not part.startswith("<")) or "config"
     if error["type"] == "extra_forbidden":
         hint = difflib.get_close_matches(str(error["loc"][-1]), _field_names(error["loc"][:-1], model), n=1)
         return f"  {where}: unknown key" + (f"; did you mean '{hint[0]}'?" if hint else "; remove it")
@@ -71,13 +72,13 @@ def _field_names(loc: tuple[str | int, ...], model: type[Section]) -> list[str]:
         node = _resolve(node, schema)
         if isinstance(part, int):
             node = node.get("items", {})
-        elif part not in schema.get("$defs", {}):  # a union puts the name of the section that it tried into the path
+        elif not part.startswith("<"):
             node = node.get("properties", {}).get(part, {})
     return list(_resolve(node, schema).get("properties", {}))
 
 
 def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    for option in [node, *node.get("allOf", []), *node.get("anyOf", [])]:
+    for option in [node, *node.get("allOf", []), *node.get("anyOf", []), *node.get("oneOf", [])]:
         if "$ref" in option:
             name = option["$ref"].rsplit("/", 1)[1]
             found: dict[str, Any] = schema["$defs"][name]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from rl.config.base import Section
 
@@ -53,13 +53,23 @@ class PolicyConfig(Section):
     lora: LoraConfig = LoraConfig()
 
 
+def _form(value: object) -> str:
+    return "<name>" if isinstance(value, str) else "<number>"
+
+
+Shift = Annotated[
+    Annotated[Annotated[float, Field(gt=0)], Tag("<number>")] | Annotated[Literal["flux2"], Tag("<name>")],
+    Discriminator(_form),
+]
+
+
 class SamplerConfig(Section):
     """The denoising loop over the shifted flow schedule."""
 
     solver: Literal["euler", "heun", "dpm2"] = "dpm2"
     """`dpm2`: second-order multistep, one model call a step (first and last step first order). `heun`: two calls."""
     steps: int = Field(10, ge=1)
-    shift: Annotated[float, Field(gt=0)] | Literal["flux2"] = "flux2"
+    shift: Shift = "flux2"
     """exp(mu) of the resolution shift, or FLUX.2's empirical mu from token count and steps."""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from rl.config.base import Section
-from rl.config.data import DEGRADATIONS, Degradation, DegradationName
+from rl.config.data import DEGRADATIONS, Degradation, DegradationChoice
 from rl.config.load import read_recipe, validate
 
 
@@ -86,7 +86,7 @@ class PretrainConfig(Section):
     held_out: list[str] = Field(min_length=1)
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32, multiple_of=16)
-    degradation: DegradationName | Degradation = "light"
+    degradation: DegradationChoice = "light"
     lpips: LpipsWeights
     vae: VaeStage = VaeStage()
     transformer: TransformerSize = TransformerSize()

@@ -26,6 +26,11 @@ from rl.types import LoraSnapshot, adapter_digest
 
 POLICY, OLD = "policy", "old"
 
+
+class SnapshotRefused(RuntimeError):
+    """A pushed adapter that is not whole: other tensors than the adapter has, or a digest that they do not carry."""
+
+
 Arrays = dict[str, NDArray[np.generic]]
 
 
@@ -132,15 +137,25 @@ def take_snapshot(adapter: Mapping[str, Tensor], version: int) -> LoraSnapshot:
 
 def install_snapshot(parameters: Mapping[str, nn.Parameter], snapshot: LoraSnapshot) -> None:
     """Make an adapter hold a snapshot. On the CPU its tensors alias the snapshot's (read-only, shared) memory, so
-    that any number of actors on one machine load an adapter without copying it; never train such an adapter."""
-    _check_names(set(parameters), set(snapshot.tensors), f"snapshot {snapshot.version}")
+    that any number of actors on one machine load an adapter without copying it; never train such an adapter.
+
+    Raises:
+        SnapshotRefused: names, a shape or the dtype differ from the adapter's; nothing was changed.
+    """
+    values = {name: _from_numpy(array, snapshot.dtype) for name, array in snapshot.tensors.items()}
+    try:
+        _check_names(set(parameters), set(values), f"snapshot {snapshot.version}")
+    except ValueError as error:
+        raise SnapshotRefused(f"{error}; learner and workers need the same policy.lora") from error
     for name, parameter in parameters.items():
-        value = _from_numpy(snapshot.tensors[name], snapshot.dtype)
-        if value.shape != parameter.shape:
-            raise ValueError(
-                f"snapshot {snapshot.version}: {name} is {tuple(value.shape)}, not {tuple(parameter.shape)}"
+        value = values[name]
+        if value.shape != parameter.shape or value.dtype != parameter.dtype:
+            raise SnapshotRefused(
+                f"snapshot {snapshot.version}: {name} is {tuple(value.shape)} {value.dtype}, the adapter has "
+                f"{tuple(parameter.shape)} {parameter.dtype}; learner and workers need the same policy.lora"
             )
-        parameter.data = value.to(parameter.device)
+    for name, parameter in parameters.items():
+        parameter.data = values[name].to(parameter.device)
 
 
 def installed_digest(parameters: Mapping[str, Tensor]) -> str:

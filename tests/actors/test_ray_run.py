@@ -1,8 +1,10 @@
 """The real command on real Ray and DeepSpeed, tiny."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,21 @@ TINY = (
     "eval.crops=2", "learner.updates_per_batch=2", "checkpoint.every=2", "monitor.sample_every=2", "learner.ranks=1",
 )  # fmt: skip
 
+START_S, STOP_S = 300, 200
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "actors.cli", "train", "configs/quickstart.yaml", *TINY, *arguments]
+
+
 def isrl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "actors.cli", "train", "configs/quickstart.yaml", *TINY, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def digest(run: Path) -> object:
@@ -40,8 +51,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) 
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
 
     run = tmp_path / "whole"
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    trained = [step for step in steps if "loss/total" in step]
+    trained = [step for step in metrics(run) if "loss/total" in step]
     assert [step["policy/version"] for step in trained] == [1, 2, 3]
     assert all(step["policy/age_max"] == 0 for step in trained)
     assert (
@@ -56,7 +66,32 @@ def test_two_ranks_and_two_workers_train_with_one_step_of_lag(tmp_path: Path) ->
         "learner.zero_stage=2", "learner.updates_per_batch=1", "eval.data=null",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = metrics(tmp_path / "run")
     assert [step["policy/version"] for step in steps] == [1, 2, 3]
     assert max(step["policy/age_max"] for step in steps) <= 1
     assert all(step["optim/grad_norm"] > 0 for step in steps)
+
+
+def test_an_interrupt_saves_the_step_in_progress_and_the_run_goes_on(tmp_path: Path) -> None:
+    """SIGINT between checkpoints: exit 130, the finished steps are saved, `--resume` does exactly the rest."""
+    run = tmp_path / "run"
+    arguments = (f"run.dir={run}", "eval.data=null", "checkpoint.every=1000", "learner.updates_per_batch=1")
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command("train.steps=400", *arguments), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True
+        )
+        deadline = time.monotonic() + START_S
+        while not (run / "metrics.jsonl").exists() or not metrics(run):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        code = process.wait(STOP_S)
+    said = (tmp_path / "log").read_text()
+    assert code == 130, said
+    done = [step["policy/version"] for step in metrics(run)]
+    assert f"interrupted after step {len(done)}, saved; continue with --resume" in said.replace("\n", " ")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{len(done):06d}"]
+
+    more = isrl(f"train.steps={len(done) + 1}", *arguments, "--resume")
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert [step["policy/version"] for step in metrics(run)] == [*done, len(done) + 1]

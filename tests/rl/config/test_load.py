@@ -78,13 +78,28 @@ def test_one_path_is_a_list(recipe: Path) -> None:
         ("rewards.0.wieght=2", r"rewards.0.wieght: unknown key; did you mean 'weight'\?"),
         ("policy.lora.ranks=2", r"policy.lora.ranks: unknown key; did you mean 'rank'\?"),
         ("eval.data={path: [x], crp: 64}", r"eval.data.crp: unknown key; did you mean 'crop'\?"),
-        ("data.degradation={frist: {}}", r"Degradation.frist: unknown key; did you mean 'first'\?"),
+        ("data.degradation={frist: {}}", r"data.degradation.frist: unknown key; did you mean 'first'\?"),
         ("train.zzzzzz=3", r"train.zzzzzz: unknown key; remove it"),
     ],
 )
 def test_an_unknown_key_suggests_the_nearest(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.degradation=ligth", "  data.degradation: Input should be 'realesrgan' or 'light' (got 'ligth')"),
+        ("data.degradation={first: {jpeg_quality: [3]}}", "  data.degradation.first.jpeg_quality.1: Field required"),
+        ("rollout.sampler.shift=-1", "  rollout.sampler.shift: Input should be greater than 0 (got -1)"),
+        ("rollout.sampler.shift=flux1", "  rollout.sampler.shift: Input should be 'flux2' (got 'flux1')"),
+    ],
+)
+def test_a_mistake_in_a_value_of_two_forms_is_one_line(recipe: Path, override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(recipe, [override])
+    assert str(error.value).splitlines()[1:] == [line]
 
 
 @pytest.mark.parametrize(

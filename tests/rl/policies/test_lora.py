@@ -18,6 +18,7 @@ from rl.policies.flux2sr.policy import Flux2SR
 from rl.policies.lora import (
     OLD,
     POLICY,
+    SnapshotRefused,
     adapter_parameters,
     add_adapters,
     copy_adapter,
@@ -216,14 +217,19 @@ def test_install_refuses_other_names_and_shapes(policy: Flux2SR) -> None:
     snapshot = take_snapshot(target, 5)
     name = sorted(target)[0]
     missing = {key: array for key, array in snapshot.tensors.items() if key != name}
-    with pytest.raises(ValueError, match=rf"snapshot 5: adapter misses \['{name}'\] \(1\)"):
+    with pytest.raises(SnapshotRefused, match=rf"snapshot 5: adapter misses \['{name}'\] \(1\)"):
         install_snapshot(target, replace(snapshot, tensors=missing))
-    with pytest.raises(ValueError, match=r"has extra \['transformer.x'\] \(1\)"):
+    with pytest.raises(SnapshotRefused, match=r"has extra \['transformer.x'\] \(1\)"):
         install_snapshot(target, replace(snapshot, tensors={**snapshot.tensors, "transformer.x": np.zeros(1)}))
     a_name = next(key for key in target if key.endswith("lora_A.weight"))
     other_rank = {**snapshot.tensors, a_name: np.zeros((3, 32), np.float32)}
-    with pytest.raises(ValueError, match=rf"snapshot 5: {a_name} is \(3, 32\), not \(4, 32\)"):
+    with pytest.raises(SnapshotRefused, match=rf"snapshot 5: {a_name} is \(3, 32\) .*, the adapter has \(4, 32\)"):
         install_snapshot(target, replace(snapshot, tensors=other_rank))
+    double = {key: array.astype(np.float64) for key, array in snapshot.tensors.items()}
+    before = installed_digest(target)
+    with pytest.raises(SnapshotRefused, match="torch.float64, the adapter has .* torch.float32"):
+        install_snapshot(target, replace(snapshot, tensors=double))
+    assert installed_digest(target) == before
 
 
 def test_copy_adapter_copies_values_not_memory(policy: Flux2SR) -> None:
