@@ -87,7 +87,7 @@ def _prepare(
 ) -> tuple[TrainGroup, Condition, Tensor, torch.Generator]:
     sampler = config.rollout.sampler
     condition = policy.encode(group.task.lr, group.task.scale)
-    sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=condition.height * condition.width)
+    sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=condition.latents[0, 0].numel())
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "train", group.task.ordinal))
     members = len(group.group.latents)
     return group, condition, trained_timesteps(sigmas, members, config.timesteps_per_member, generator), generator

@@ -133,8 +133,7 @@ def _flow_loss(
     # stratified noise levels: every batch covers [0, 1] evenly
     t = (torch.rand(1) + torch.arange(len(index)) / len(index)).remainder(1.0).to(x0.device)
     x_t = noised(x0, eps, t)
-    height, width = x0.shape[2:]
-    conditions = [Condition(z_lr[i].flatten(1).T[None], height, width) for i in index]
+    conditions = [Condition(z_lr[i][None]) for i in index]
     v = policy.velocity(x_t, t, conditions)
     flow = (v - (eps - x0)).square().mean()
     share = step / stage.steps

@@ -61,10 +61,9 @@ def tiled_velocity(
     """v over the whole latent grid `[1, C, h, w]`, `tile` and `overlap` in tokens."""
     if not 0 <= overlap < tile:
         raise ValueError(f"tiles: expected 0 <= overlap < tile, got overlap {overlap} and tile {tile} tokens")
-    height, width = min(tile, condition.height), min(tile, condition.width)
-    corners = [
-        (y, x) for y in _starts(condition.height, height, overlap) for x in _starts(condition.width, width, overlap)
-    ]
+    rows, columns = condition.latents.shape[2:]
+    height, width = min(tile, rows), min(tile, columns)
+    corners = [(y, x) for y in _starts(rows, height, overlap) for x in _starts(columns, width, overlap)]
     weight = _gaussian(height)[:, None] * _gaussian(width)[None, :]
     parts = [crop_condition(condition, y, x, height, width) for y, x in corners]
 
@@ -85,9 +84,7 @@ def tiled_velocity(
 
 def crop_condition(condition: Condition, y: int, x: int, height: int, width: int) -> Condition:
     """The condition of one tile of the latent grid."""
-    grid = condition.tokens.view(1, condition.height, condition.width, -1)
-    tokens = grid[:, y : y + height, x : x + width].reshape(1, height * width, -1)
-    return Condition(tokens, height, width)
+    return Condition(condition.latents[:, :, y : y + height, x : x + width], condition.text)
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:

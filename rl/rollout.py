@@ -85,7 +85,7 @@ class RolloutWorker:
 
     def _sample(self, condition: Condition, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         sampler = self.config.sampler
-        sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=condition.height * condition.width)
+        sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=condition.latents[0, 0].numel())
         device = next(iter(self._adapter.values())).device
         noise = member_noise(seeds, self.policy.latent_shape(condition), device)
 

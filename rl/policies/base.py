@@ -12,14 +12,12 @@ from rl.types import U8
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What the generator knows of one LR image; made once per group and expanded over its members.
+    """What the generator knows of one LR image; made once per group and expanded over its members."""
 
-    `tokens` `[1, N, D]` are the clean LR latents, `height` and `width` the latent grid of the output.
-    """
-
-    tokens: Tensor
-    height: int
-    width: int
+    latents: Tensor
+    """`[1, C, h, w]` clean latents of the enlarged LR image, on the grid of the output."""
+    text: Tensor | None = None
+    """`[1, L, D]` prompt embedding; None where the policy has one for all images."""
 
 
 class Policy(Protocol):

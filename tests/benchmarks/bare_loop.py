@@ -63,7 +63,7 @@ class BareLoop:
     def rollout(self, task: SRTask, seeds: tuple[int, ...], adapter: str = OLD) -> RolloutGroup:
         condition = self.policy.encode(task.lr, task.scale)
         sampler = self.config.rollout.sampler
-        sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=condition.height * condition.width)
+        sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=condition.latents[0, 0].numel())
         noise = member_noise(seeds, self.policy.latent_shape(condition), self.policy.device)
         with using(self.policy.backbone, adapter):
             x0 = sample(

@@ -52,7 +52,7 @@ def make_group(ordinal: int, advantages: tuple[float, ...] = (-9.0, -1.0, 0.0, 2
 
 
 def tensors(batch: MicroBatch) -> tuple[Tensor, ...]:
-    return batch.x0, batch.eps, batch.t, batch.r, batch.condition.tokens
+    return batch.x0, batch.eps, batch.t, batch.r, batch.condition.latents
 
 
 def test_micro_batches_are_timestep_major_and_cover_every_group(policy: Policy, config: RunConfig) -> None:

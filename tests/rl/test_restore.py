@@ -30,7 +30,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 class Analytic:
-    """Stands in for a policy: its velocity is a given function of x, t and the condition's tokens."""
+    """Stands in for a policy: its velocity is a given function of x, t and the condition's latents."""
 
     def __init__(self, velocity: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         self._velocity = velocity
@@ -38,13 +38,11 @@ class Analytic:
 
     def velocity(self, x_t: Tensor, t: Tensor, conditions: list[Condition]) -> Tensor:
         self.calls.append(tuple(x_t.shape))
-        tokens = torch.cat([c.tokens.transpose(1, 2).reshape(1, -1, c.height, c.width) for c in conditions])
-        return self._velocity(x_t, t.view(-1, 1, 1, 1), tokens)
+        return self._velocity(x_t, t.view(-1, 1, 1, 1), torch.cat([c.latents for c in conditions]))
 
 
 def condition(height: int, width: int, channels: int = 2) -> Condition:
-    tokens = torch.randn(1, height * width, channels, generator=torch.Generator().manual_seed(0))
-    return Condition(tokens, height, width)
+    return Condition(torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(13, 21, 4), (33, 9, 2), (7, 50, 3), (45, 31, 1), (5, 5, 8)])
@@ -99,7 +97,7 @@ def test_a_pointwise_velocity_does_not_see_the_tiles() -> None:
     """v = x + 2 t condition needs no neighbours, so tiling must give it exactly: both inputs are cut alike."""
     x = torch.randn(1, 2, 11, 13, generator=torch.Generator().manual_seed(1))
     cond = condition(11, 13)
-    expected = x + 2 * 0.25 * cond.tokens[0].T.view(1, 2, 11, 13)
+    expected = x + 2 * 0.25 * cond.latents
     for tile, overlap in ((4, 1), (6, 3), (5, 0)):
         pointwise = Analytic(lambda x, t, c: x + 2 * t * c)
         got = tiled_velocity(pointwise, cond, tile=tile, overlap=overlap)(x, 0.25)
@@ -133,11 +131,11 @@ def test_tiles_cover_every_cell(overlap: int) -> None:
 
 
 def test_crop_condition_cuts_the_grid() -> None:
-    """Tokens of rows 1 to 2 and columns 2 to 4 of a 4 x 6 grid."""
-    tokens = torch.arange(24).float().view(1, 24, 1)
-    part = crop_condition(Condition(tokens, 4, 6), 1, 2, 2, 3)
-    assert part.tokens.flatten().tolist() == [8, 9, 10, 14, 15, 16]
-    assert (part.height, part.width) == (2, 3)
+    """Cells of rows 1 to 2 and columns 2 to 4 of a 4 x 6 grid; the prompt is the whole image's."""
+    text = torch.zeros(1, 2, 3)
+    part = crop_condition(Condition(torch.arange(24).float().view(1, 1, 4, 6), text), 1, 2, 2, 3)
+    assert part.latents.flatten().tolist() == [8, 9, 10, 14, 15, 16]
+    assert part.latents.shape == (1, 1, 2, 3) and part.text is text
 
 
 def test_wrong_settings_are_refused_by_name(policy: Policy) -> None:

@@ -103,8 +103,7 @@ class Flux2SR:
             raise ValueError(f"flux2sr: output sides must be divisible by {self.size_multiple}, got {width}x{height}")
         pixels = from_uint8(torch.from_numpy(np.array(lr))[None]).to(self.device, self.dtype)
         enlarged = nn.functional.interpolate(pixels, size=(height, width), mode="bicubic").clamp(-1, 1)
-        latents = self._normalised_latents(enlarged)
-        return Condition(_pack(latents), latents.shape[2], latents.shape[3])
+        return Condition(self._normalised_latents(enlarged))
 
     @torch.no_grad()
     def encode_hr(self, hr: U8) -> Tensor:
@@ -120,13 +119,14 @@ class Flux2SR:
 
     def latent_shape(self, condition: Condition) -> tuple[int, int, int]:
         channels: int = self.backbone.config.in_channels
-        return (channels, condition.height, condition.width)
+        height, width = condition.latents.shape[2:]
+        return (channels, height, width)
 
     def velocity(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
         members = x_t.shape[0] // len(conditions)
         if members * len(conditions) != x_t.shape[0]:
             raise ValueError(f"velocity: a batch of {x_t.shape[0]} is not a multiple of {len(conditions)} conditions")
-        reference = torch.cat([c.tokens for c in conditions]).repeat_interleave(members, dim=0)
+        reference = _pack(torch.cat([c.latents for c in conditions])).repeat_interleave(members, dim=0)
         height, width = x_t.shape[2:]
         target = position_ids(height, width, 0)
         ids = torch.cat([target, position_ids(height, width, REFERENCE_T)]).to(self.device)

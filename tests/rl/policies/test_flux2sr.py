@@ -80,7 +80,7 @@ def test_velocity_is_the_transformer_called_as_the_pipeline_calls_it(policy: Flu
     pack = Flux2Pipeline._pack_latents
     ids = [Flux2Pipeline._prepare_latent_ids(x)[:1], Flux2Pipeline._prepare_image_ids([x[:1]])]
     out = policy.backbone(
-        hidden_states=torch.cat([pack(x), condition.tokens.expand(2, -1, -1)], dim=1),
+        hidden_states=torch.cat([pack(x), pack(condition.latents).expand(2, -1, -1)], dim=1),
         encoder_hidden_states=policy._prompt.expand(2, -1, -1),
         timestep=t,
         img_ids=torch.cat(ids, dim=1),
@@ -164,10 +164,10 @@ def test_bfloat16_stays_near_float32(tiny_flux2_folder: Path) -> None:
     full, half = load(tiny_flux2_folder), load(tiny_flux2_folder, dtype="bfloat16")
     lr = picture(8, 8)
     x, t = randn(2, 16, 2, 2), torch.tensor([0.25, 0.75])
-    tokens = full.encode(lr, 4).tokens, half.encode(lr, 4).tokens
+    latents = full.encode(lr, 4).latents, half.encode(lr, 4).latents
     velocities = full.velocity(x, t, [full.encode(lr, 4)]), half.velocity(x, t, [half.encode(lr, 4)])
     images = full.decode(x), half.decode(x)
-    for exact, rounded in (tokens, velocities, images):
+    for exact, rounded in (latents, velocities, images):
         assert rounded.dtype == torch.bfloat16
         assert 0 < (exact - rounded.float()).norm() / exact.norm() < 0.05
 
@@ -181,24 +181,23 @@ def test_sizes_and_determinism(folder: str, request: pytest.FixtureRequest) -> N
     condition = policy.encode(lr, 4)
     channels, height, width = policy.latent_shape(condition)
     assert (height, width, channels) == (2, 3, policy.backbone.config.in_channels)
-    assert condition.tokens.shape == (1, 6, channels)
+    assert condition.latents.shape == (1, channels, 2, 3)
     latents = randn(2, channels, height, width)
     assert policy.decode(latents).shape == (2, 3, 32, 48)
     assert policy.encode_hr(np.stack([picture(32, 48)] * 2)).shape == (2, channels, height, width)
-    assert torch.equal(policy.encode(lr, 4).tokens, condition.tokens)
+    assert torch.equal(policy.encode(lr, 4).latents, condition.latents)
     assert torch.equal(policy.decode(latents), policy.decode(latents))
-    assert not torch.equal(policy.encode(picture(8, 12, 1), 4).tokens, condition.tokens)
+    assert not torch.equal(policy.encode(picture(8, 12, 1), 4).latents, condition.latents)
 
 
 def test_the_condition_is_the_bicubically_enlarged_image(policy: Flux2SR) -> None:
-    """encode(lr, 4) = encode_hr of the LR image enlarged before, in the packed order h w -> token."""
+    """encode(lr, 4) = encode_hr of the LR image enlarged before."""
     lr = np.full((3, 8, 8), 90, dtype=np.uint8)
     lr[:, :, 4:] = 160
     enlarged = torch.nn.functional.interpolate(from_uint8(torch.from_numpy(lr)[None]), scale_factor=4, mode="bicubic")
     with torch.no_grad():
-        latents = policy._normalised_latents(enlarged.clamp(-1, 1))
-    expected = latents[0].flatten(1).T
-    torch.testing.assert_close(policy.encode(lr, 4).tokens[0], expected, rtol=1e-5, atol=1e-5)
+        expected = policy._normalised_latents(enlarged.clamp(-1, 1))
+    torch.testing.assert_close(policy.encode(lr, 4).latents, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_size_that_does_not_divide_is_refused_with_the_numbers(policy: Flux2SR) -> None:
