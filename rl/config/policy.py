@@ -54,7 +54,8 @@ class PolicyConfig(Section):
 
 
 def _form(value: object) -> str:
-    return "<name>" if isinstance(value, str) else "<number>"
+    # a number may come as text from the command line
+    return "<name>" if isinstance(value, str) and value[:1].isalpha() else "<number>"
 
 
 Shift = Annotated[
