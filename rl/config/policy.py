@@ -1,8 +1,10 @@
 """The generator, its adapter, and how a group is sampled from it."""
 
+import contextlib
+import math
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Field
 
 from rl.config.base import Section
 
@@ -53,15 +55,18 @@ class PolicyConfig(Section):
     lora: LoraConfig = LoraConfig()
 
 
-def _form(value: object) -> str:
-    # a number may come as text from the command line
-    return "<name>" if isinstance(value, str) and value[:1].isalpha() else "<number>"
+def _shift(value: object) -> object:
+    """A number may come as text from the command line; one rule, so that a mistake is one line."""
+    number = math.nan
+    if isinstance(value, int | float | str):
+        with contextlib.suppress(ValueError):
+            number = float(value)
+    if value != "flux2" and not number > 0:
+        raise ValueError(f"expected a number above 0 or 'flux2', got {value!r}")
+    return value if value == "flux2" else number
 
 
-Shift = Annotated[
-    Annotated[Annotated[float, Field(gt=0)], Tag("<number>")] | Annotated[Literal["flux2"], Tag("<name>")],
-    Discriminator(_form),
-]
+Shift = Annotated[float | Literal["flux2"], BeforeValidator(_shift)]
 
 
 class SamplerConfig(Section):

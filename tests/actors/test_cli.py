@@ -97,8 +97,8 @@ def test_input_is_2_without_a_traceback_and_a_program_error_keeps_its_own(
 
 
 REFUSED = {
-    "shift": (["--shift", "x"], "valid number"),
-    "negative shift": (["--shift", "-2"], "greater than 0"),
+    "shift": (["--shift", "x"], "shift: expected a number above 0 or 'flux2', got 'x'"),
+    "negative shift": (["--shift", "-2"], "shift: expected a number above 0 or 'flux2', got '-2'"),
     "policy": (["--policy", "/nowhere"], "policy.path '/nowhere': expected an embedded preset"),
     "no lora": (["--lora", "/nowhere"], "/nowhere: no such LoRA file"),
     "colour": (["--colour", "lab"], "'lab' is not one of 'wavelet', 'adain', 'none'"),

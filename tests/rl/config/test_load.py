@@ -92,8 +92,8 @@ def test_an_unknown_key_suggests_the_nearest(recipe: Path, override: str, messag
     [
         ("data.degradation=ligth", "  data.degradation: Input should be 'realesrgan' or 'light' (got 'ligth')"),
         ("data.degradation={first: {jpeg_quality: [3]}}", "  data.degradation.first.jpeg_quality.1: Field required"),
-        ("rollout.sampler.shift=-1", "  rollout.sampler.shift: Input should be greater than 0 (got -1)"),
-        ("rollout.sampler.shift=flux1", "  rollout.sampler.shift: Input should be 'flux2' (got 'flux1')"),
+        ("rollout.sampler.shift=-1", "  rollout.sampler.shift: expected a number above 0 or 'flux2', got -1"),
+        ("rollout.sampler.shift=flux1", "  rollout.sampler.shift: expected a number above 0 or 'flux2', got 'flux1'"),
     ],
 )
 def test_a_mistake_in_a_value_of_two_forms_is_one_line(recipe: Path, override: str, line: str) -> None:
