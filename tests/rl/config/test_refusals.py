@@ -69,7 +69,7 @@ REFUSALS = {
         "reward 'a': gpus 0.25 needs device 'cuda', got 'cpu'; write device: cuda",
     ),
     "slash in a name": (["rewards.0.name=a/b"], "expected text without '/', because metric keys hold it, got 'a/b'"),
-    "negative shift": (["rollout.sampler.shift=-1"], "Input should be greater than 0 (got -1)"),
+    "negative shift": (["rollout.sampler.shift=-1"], "expected a number above 0 or 'flux2', got -1"),
     "probabilities": (
         ["data.degradation={first: {resize_probabilities: [0.5, 0.5, 0.5]}}"],
         "resize_probabilities must be at least 0 and sum to 1, got [0.5, 0.5, 0.5]",
