@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from learner.supervised import to_tensor
+from rl.config.policy import SamplerConfig
 from rl.config.pretrain import PretrainConfig
 from rl.data.degradation import degrade
 from rl.data.photos import load_photos
-from rl.flow.sampler import sample
-from rl.flow.schedule import flow_sigmas
 from rl.perceptual import LpipsSqueeze
 from rl.policies.base import Policy, from_uint8, member_noise, to_uint8
+from rl.sampling import draw
 from rl.seeding import derive_seed
 from rl.types import U8
 
@@ -54,12 +54,11 @@ def score(
     bicubic = nn.functional.interpolate(lr, scale_factor=config.scale, mode="bicubic").clamp(-1, 1)
     conditions = [policy.encode(np.ascontiguousarray(pair[1].transpose(2, 0, 1)), config.scale) for pair in crops]
     shape = policy.latent_shape(conditions[0])
-    sigmas = flow_sigmas(config.sampler_steps, shift=1.0, tokens=shape[1] * shape[2])
+    sampler = SamplerConfig(solver="dpm2", steps=config.sampler_steps, shift=1.0)
     samples = []
     for k in range(SAMPLES):
         noise = member_noise([derive_seed("held-out", i, k) for i in range(len(crops))], shape, device)
-        latents = sample(lambda x, s: policy.velocity(x, x.new_full((len(x),), s), conditions), noise, sigmas, "dpm2")
-        samples.append(from_uint8(to_uint8(policy.decode(latents))))
+        samples.append(from_uint8(to_uint8(policy.decode(draw(policy, noise, conditions, sampler)))))
     group = torch.stack([psnr_y(x, hr) for x in samples])
     _write_sheet(sheet, [bicubic, *samples, hr], lr, config.scale)
     return {

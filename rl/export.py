@@ -17,7 +17,8 @@ from rl.evaluation.records import Change
 from rl.types import LoraSnapshot
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-PREFIX = "transformer."
+PREFIXES = ("transformer.", "unet.")
+"""The pipeline's component that the adapter is for begins every tensor name, as diffusers expects it."""
 
 
 def export_lora(
@@ -37,7 +38,8 @@ def export_lora(
 
 def _metadata(snapshot: LoraSnapshot, config: RunConfig, step: int, rewards: Sequence[Change]) -> dict[str, str]:
     lora = config.policy.lora
-    modules = sorted({name.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for name in snapshot.tensors})
+    prefix = next(iter(snapshot.tensors)).partition(".")[0] + "."
+    modules = sorted({name.removeprefix(prefix).rsplit(".lora_", 1)[0] for name in snapshot.tensors})
     adapter = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": modules, "lora_dropout": 0.0, "bias": "none"}
     facts = {
         "base": f"{config.policy.type}:{config.policy.path}",
@@ -48,7 +50,7 @@ def _metadata(snapshot: LoraSnapshot, config: RunConfig, step: int, rewards: Seq
     }
     return {
         "format": "pt",
-        "lora_adapter_metadata": json.dumps({PREFIX + key: value for key, value in adapter.items()}),
+        "lora_adapter_metadata": json.dumps({prefix + key: value for key, value in adapter.items()}),
         "isrl": json.dumps(facts),
     }
 
@@ -63,10 +65,12 @@ def read_lora_header(file: Path) -> dict[str, dict[str, object]]:
     except SafetensorError as error:
         raise InputError(f"{file}: expected a safetensors file, got something else ({error})") from error
     adapter = json.loads(header.get("lora_adapter_metadata", "{}"))
-    if PREFIX + "r" not in adapter:
-        raise InputError(f"{file}: expected diffusers' lora_adapter_metadata with {PREFIX}r in the header, found none")
+    prefix = next((prefix for prefix in PREFIXES if prefix + "r" in adapter), None)
+    if prefix is None:
+        expected = " or ".join(prefix + "r" for prefix in PREFIXES)
+        raise InputError(f"{file}: expected diffusers' lora_adapter_metadata with {expected} in the header, found none")
     return {
-        "adapter": {key.removeprefix(PREFIX): value for key, value in adapter.items()},
+        "adapter": {key.removeprefix(prefix): value for key, value in adapter.items()},
         "isrl": json.loads(header.get("isrl", "{}")),
     }
 

@@ -6,15 +6,13 @@ import numpy as np
 import torch
 
 from rl.config.run import RunConfig
-from rl.flow.sampler import sample
-from rl.flow.schedule import flow_sigmas
 from rl.policies import load_policy
 from rl.policies.base import Condition, member_noise, to_uint8
 from rl.policies.lora import OLD, SnapshotRefused, adapter_parameters, add_adapters, install_snapshot, installed_digest
+from rl.sampling import draw, one_call
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask
 
 CANARY_SIDE = 4
-CANARY_T = 0.5
 
 
 class RolloutWorker:
@@ -61,12 +59,9 @@ class RolloutWorker:
 
     @torch.no_grad()
     def canary(self) -> float:
-        """Mean |v| of one velocity on a fixed input: changes when the adapter's effect changes."""
-        shape = self.policy.latent_shape(self._canary_condition)
-        device = next(iter(self._adapter.values())).device
-        x = member_noise([0], shape, device)
-        t = torch.full((1,), CANARY_T, device=device)
-        return float(self.policy.velocity(x, t, [self._canary_condition]).double().abs().mean())
+        """Mean absolute answer of one call on a fixed input: changes when the adapter's effect changes."""
+        x = self._noise(self._canary_condition, (0,))
+        return float(one_call(self.policy, x, self._canary_condition).double().abs().mean())
 
     @torch.no_grad()
     def rollout(self, task: SRTask, seeds: tuple[int, ...]) -> tuple[RolloutReceipt, RolloutGroup]:
@@ -84,13 +79,9 @@ class RolloutWorker:
         return RolloutReceipt(task.ordinal, version, digest, len(seeds), seconds), group
 
     def _sample(self, condition: Condition, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        sampler = self.config.sampler
-        sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=condition.latents[0, 0].numel())
-        device = next(iter(self._adapter.values())).device
-        noise = member_noise(seeds, self.policy.latent_shape(condition), device)
-
-        def velocity(x: torch.Tensor, s: float) -> torch.Tensor:
-            return self.policy.velocity(x, torch.full((len(x),), s, device=device), [condition]).float()
-
-        latents = sample(velocity, noise, sigmas, sampler.solver)
+        latents = draw(self.policy, self._noise(condition, seeds), [condition], self.config.sampler)
         return latents.cpu().numpy(), to_uint8(self.policy.decode(latents)).cpu().numpy()
+
+    def _noise(self, condition: Condition, seeds: tuple[int, ...]) -> torch.Tensor:
+        device = next(iter(self._adapter.values())).device
+        return member_noise(seeds, self.policy.latent_shape(condition), device)

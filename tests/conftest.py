@@ -3,6 +3,7 @@
 Nothing here imports torch at the top, so that collecting the torch-free tests stays quick.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,41 @@ def run_config(tiny_flux2_folder: Path) -> Callable[..., Any]:
         return load.validate(RunConfig, raw, "test")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_sd21_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 2.1's real classes, tiny and random: UNet, VAE, CLIP encoder and tokenizer, DDPM schedule."""
+    import torch
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("sd21")
+    torch.manual_seed(3)
+    UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=TEXT_DIM, attention_head_dim=(2, 4),
+        norm_num_groups=4, use_linear_projection=True, sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    AutoencoderKL(
+        block_out_channels=(4, 4, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=2, sample_size=64,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).save_pretrained(
+        folder / "scheduler"
+    )
+    letters = "abcdefghijklmnopqrstuvwxyz ,-8"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=12)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words), hidden_size=TEXT_DIM, intermediate_size=16, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=12, bos_token_id=len(words) - 2,
+            eos_token_id=len(words) - 1,
+        )
+    ).save_pretrained(folder / "text_encoder")  # fmt: skip
+    return folder

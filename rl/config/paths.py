@@ -49,7 +49,12 @@ def _policy(policy: PolicyConfig, root: Path) -> PolicyConfig:
     lora = policy.lora.model_copy(update={"init_from": _optional(policy.lora.init_from, root)})
     path = policy.path if preset_folder(policy) else _if_there(policy.path, root)
     return policy.model_copy(
-        update={"path": path, "prompt_embeds": _optional(policy.prompt_embeds, root), "lora": lora}
+        update={
+            "path": path,
+            "prompt_embeds": _optional(policy.prompt_embeds, root),
+            "merge": [_join(file, root) for file in policy.merge],
+            "lora": lora,
+        }
     )
 
 

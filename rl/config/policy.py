@@ -2,9 +2,9 @@
 
 import contextlib
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rl.config.base import Section
 
@@ -20,13 +20,28 @@ FLUX2_ATTN_ADD = (
 )
 FLUX2_SINGLE = ("attn.to_qkv_mlp_proj", "attn.to_out")
 FLUX2_FFN = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")
+UNET_ATTN = ("to_q", "to_k", "to_v", "to_out.0")
+UNET_ALL = (
+    *UNET_ATTN, "conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut", "proj_in", "proj_out",
+    "ff.net.0.proj", "ff.net.2",
+)  # fmt: skip
 LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "attn_add": FLUX2_ATTN_ADD,
     "attn_add_single": FLUX2_ATTN_ADD + FLUX2_SINGLE,
     "attn_add_ffn": FLUX2_ATTN_ADD + FLUX2_FFN,
+    "unet_attn": UNET_ATTN,
+    "unet_all": UNET_ALL,
 }
-"""FoA-SR's default (`attn_add`) and its ablation (`attn_add_ffn`); `attn_add_single` adds the fused projections of
+"""`unet_all` is GDPO-SR's set: attention, convolutions, projections and feed-forwards of a Stable Diffusion UNet.
+FoA-SR's default (`attn_add`) and its ablation (`attn_add_ffn`); `attn_add_single` adds the fused projections of
 FLUX.2's single blocks, which the paper neither includes nor excludes."""
+
+PolicyType = Literal["flux2sr", "naosd"]
+TARGETS_OF: dict[PolicyType, tuple[str, ...]] = {
+    "flux2sr": ("attn_add", "attn_add_single", "attn_add_ffn"),
+    "naosd": ("unet_all", "unet_attn"),
+}
+"""The first is the default."""
 
 
 class LoraConfig(Section):
@@ -34,7 +49,8 @@ class LoraConfig(Section):
 
     rank: int = Field(32, ge=1)
     alpha: float = Field(64.0, gt=0)
-    targets: Literal["attn_add", "attn_add_single", "attn_add_ffn"] = "attn_add"
+    targets: Literal["attn_add", "attn_add_single", "attn_add_ffn", "unet_all", "unet_attn"] = "attn_add"
+    """Without a value: `attn_add` for flux2sr, `unet_all` for naosd."""
     init_from: str | None = None
     """A diffusers LoRA file to start from; it is loaded into the policy and into the behaviour adapter."""
 
@@ -42,9 +58,10 @@ class LoraConfig(Section):
 class PolicyConfig(Section):
     """Which generator, and where its weights are."""
 
-    type: Literal["flux2sr"] = "flux2sr"
+    type: PolicyType = "flux2sr"
     path: str = "mini"
-    """`mini` for the embedded weights, or a local diffusers folder (transformer/, vae/, scheduler/)."""
+    """`mini` for the embedded weights, or a local diffusers folder: transformer/, vae/ (flux2sr); unet/, vae/,
+    scheduler/, tokenizer/, text_encoder/ (naosd)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     gradient_checkpointing: bool = False
@@ -52,7 +69,35 @@ class PolicyConfig(Section):
     """A safetensors file with `prompt_embeds [L, D]`; the default is the file in the policy's folder."""
     guidance: float = 1.0
     """Read only where the transformer has a guidance embedding (FLUX.2-dev); FoA-SR samples at 1.0."""
+    t_add: int = Field(250, ge=0)
+    """naosd: DDPM timestep at which the LR latents are noised; more noise, more detail, less fidelity."""
+    t_diff: int = Field(100, ge=0)
+    """naosd: timestep at which the UNet is called."""
+    merge: list[str] = []
+    """naosd: published NAOSD and GDPO-SR checkpoints (.pkl) to merge into the folder's weights, in this order."""
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _targets(cls, raw: Any) -> Any:
+        """The default targets depend on the type, which `LoraConfig` does not know."""
+        if not isinstance(raw, dict) or raw.get("type", "flux2sr") not in TARGETS_OF:
+            return raw
+        lora = raw.get("lora", {})
+        if isinstance(lora, dict) and "targets" not in lora:
+            return {**raw, "lora": {**lora, "targets": TARGETS_OF[raw.get("type", "flux2sr")][0]}}
+        return raw
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.lora.targets not in TARGETS_OF[self.type]:
+            raise ValueError(
+                f"lora.targets must be one of {list(TARGETS_OF[self.type])} for policy '{self.type}', "
+                f"got '{self.lora.targets}'"
+            )
+        if self.merge and self.type != "naosd":
+            raise ValueError(f"merge is read only by policy 'naosd', got policy '{self.type}'")
+        return self
 
 
 def _shift(value: object) -> object:

@@ -11,8 +11,8 @@ from rl.config.objective import AdvantageConfig, LearnerConfig, NFTConfig
 from rl.config.policy import PolicyConfig, RolloutConfig
 from rl.config.reward import RewardConfig
 
-ONE_STEP_POLICIES = frozenset[str]()
-SIZE_MULTIPLES: dict[str, int] = {"flux2sr": 16}
+ONE_STEP_POLICIES = frozenset({"naosd"})
+SIZE_MULTIPLES: dict[str, int] = {"flux2sr": 16, "naosd": 8}
 
 
 class RunSection(Section):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rl.config.policy import PolicyConfig
+from rl.config.policy import PolicyConfig, PolicyType
 from rl.policies.folders import policy_folder
 
 if TYPE_CHECKING:
@@ -21,4 +21,10 @@ def _flux2sr(config: PolicyConfig) -> "Policy":
     return Flux2SR.from_folder(policy_folder(config), config)
 
 
-POLICIES: dict[str, "Callable[[PolicyConfig], Policy]"] = {"flux2sr": _flux2sr}
+def _naosd(config: PolicyConfig) -> "Policy":
+    from rl.policies.naosd.policy import NAOSD
+
+    return NAOSD.from_folder(policy_folder(config), config)
+
+
+POLICIES: dict[PolicyType, "Callable[[PolicyConfig], Policy]"] = {"flux2sr": _flux2sr, "naosd": _naosd}

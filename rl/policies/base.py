@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +20,56 @@ class Condition:
     """`[1, L, D]` prompt embedding; None where the policy has one for all images."""
 
 
-class Policy(Protocol):
-    """A conditional generator with LoRA adapters on one frozen base."""
+class Generator(Protocol):
+    """A conditional generator with LoRA adapters on one frozen base; what every kind of it has."""
 
-    one_step: bool
-    """True where one model call makes the image; such generators have no velocity grid to train on."""
     size_multiple: int
     """Output sides must be divisible by this."""
     backbone: nn.Module
     """The module that carries the adapters and that the learner trains."""
 
-    def encode(self, lr: U8, scale: int) -> Condition:
-        """LR `[3, h, w]` uint8 -> condition of the `scale` times larger output."""
+    def encode(self, lr: U8, scale: int, prompt: str = "") -> Condition:
+        """LR `[3, h, w]` uint8 -> condition of the `scale` times larger output; a prompt is refused by name where
+        the policy has one cached embedding for all images."""
 
     def latent_shape(self, condition: Condition) -> tuple[int, int, int]:
         """(C, h, w) of one latent."""
-
-    def velocity(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        """v = eps - x0 at x_t `[B, C, h, w]` and t `[B]` in [0, 1]; one condition per run of B / len members."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """x0 `[B, C, h, w]` -> RGB `[B, 3, H, W]` in [-1, 1], not clamped."""
 
     def encode_hr(self, hr: U8) -> Tensor:
         """HR `[B, 3, H, W]` uint8 -> x0 `[B, C, h, w]`, the supervised target."""
+
+
+@runtime_checkable
+class FlowPolicy(Generator, Protocol):
+    """A multi-step flow: velocity prediction, sampled by an ODE or SDE over a grid of noise levels."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """v = eps - x0 at x_t `[B, C, h, w]` and t `[B]` in [0, 1]; one condition per run of B / len members."""
+
+
+@runtime_checkable
+class OneStepPolicy(Generator, Protocol):
+    """One model call makes the image from the noised LR latents: epsilon prediction of a DDPM backbone."""
+
+    t_add: int
+    """Noise level at which the LR latents are noised, in DDPM timesteps."""
+    t_diff: int
+    """Timestep at which the backbone is called."""
+
+    def noised(self, z: Tensor, eps: Tensor) -> Tensor:
+        """z~ = sqrt(abar_t_add) z + sqrt(1 - abar_t_add) eps, `[B, C, h, w]`."""
+
+    def epsilon(self, z_t: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """Predicted noise `[B, C, h, w]` at t_diff; one condition per run of B / len members."""
+
+    def generate(self, eps: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """x0 `[B, C, h, w]` from noise, one model call."""
+
+
+Policy: TypeAlias = FlowPolicy | OneStepPolicy
 
 
 def member_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Tensor:

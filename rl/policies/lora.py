@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from peft import LoraConfig as PeftLoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from rl.config.policy import LORA_TARGETS, LoraConfig
 from rl.errors import InputError
-from rl.export import PREFIX, read_lora_header
+from rl.export import read_lora_header
 from rl.types import LoraSnapshot, adapter_digest
 
 POLICY, OLD = "policy", "old"
@@ -58,23 +59,24 @@ def add_adapters(backbone: Any, config: LoraConfig, names: tuple[str, ...]) -> N
 
 
 def target_modules(backbone: nn.Module, suffixes: tuple[str, ...]) -> list[str]:
-    """Full names of the Linear layers that end with one of `suffixes`; a suffix that matches nothing is an error.
+    """Full names of the Linear and Conv2d layers that end with one of `suffixes`; one that matches nothing is an error.
 
     Full names because the bare suffix `to_out` would also hit the ModuleList of FLUX.2's double blocks.
     """
-    linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
-    found = {suffix: [name for name in linear if name.endswith("." + suffix)] for suffix in suffixes}
+    layers = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    found = {suffix: [name for name in layers if f".{name}".endswith("." + suffix)] for suffix in suffixes}
     missing = [suffix for suffix, names in found.items() if not names]
     if missing:
-        raise ValueError(f"LoRA targets {missing} match no Linear layer of {type(backbone).__name__}")
+        raise ValueError(f"LoRA targets {missing} match no Linear or Conv2d layer of {type(backbone).__name__}")
     return sorted(set().union(*found.values()))
 
 
 def adapter_parameters(backbone: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
     """diffusers LoRA name -> parameter of one adapter, in module order."""
+    prefix = "unet." if isinstance(backbone, UNet2DConditionModel) else "transformer."
     marker = f".{adapter}."
     found = {
-        PREFIX + name.replace(marker, "."): parameter
+        prefix + name.replace(marker, "."): parameter
         for name, parameter in backbone.named_parameters()
         if marker in name and ".lora_" in name
     }

@@ -50,7 +50,6 @@ def position_ids(height: int, width: int, t: int) -> Tensor:
 class Flux2SR:
     """The policy; see `rl.policies.base.Policy` for the meaning of each method."""
 
-    one_step = False
     size_multiple = 16
 
     def __init__(
@@ -97,7 +96,9 @@ class Flux2SR:
         )
 
     @torch.no_grad()
-    def encode(self, lr: U8, scale: int) -> Condition:
+    def encode(self, lr: U8, scale: int, prompt: str = "") -> Condition:
+        if prompt:
+            raise InputError(f"data.prompt: got '{prompt}', but flux2sr has one cached embedding for all images")
         height, width = lr.shape[1] * scale, lr.shape[2] * scale
         if height % self.size_multiple or width % self.size_multiple:
             raise ValueError(f"flux2sr: output sides must be divisible by {self.size_multiple}, got {width}x{height}")

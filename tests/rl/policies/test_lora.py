@@ -83,7 +83,7 @@ def test_targets_on_flux2_dev(targets: str, modules: int, values: int) -> None:
 
 
 def test_target_that_matches_nothing_is_refused_by_name(policy: Flux2SR) -> None:
-    with pytest.raises(ValueError, match=r"\['attn.to_w'\] match no Linear layer of Flux2Transformer2DModel"):
+    with pytest.raises(ValueError, match=r"\['attn.to_w'\] match no Linear or Conv2d layer of Flux2Transformer2DModel"):
         target_modules(policy.backbone, ("attn.to_q", "attn.to_w"))
 
 

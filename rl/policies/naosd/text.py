@@ -1,0 +1,68 @@
+"""Prompt -> CLIP text embedding, each prompt encoded once."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from rl.config.policy import PolicyConfig
+from rl.errors import InputError
+from rl.policies.folders import prompt_file
+
+MAX_CACHED = 4096
+
+
+class CachedPrompt:
+    """One embedding `[L, D]` for every image; a preset without a text encoder has no other."""
+
+    def __init__(self, embeds: Tensor, source: Path) -> None:
+        self._embeds = embeds[None]
+        self._source = source
+
+    def __call__(self, prompt: str) -> Tensor:
+        """`[1, L, D]`."""
+        if prompt:
+            raise InputError(f"data.prompt: got '{prompt}', but the policy has one cached embedding, {self._source}")
+        return self._embeds
+
+
+class ClipPrompts:
+    """CLIP's text encoder, kept on the CPU: each distinct prompt passes through it once."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = encoder.eval().requires_grad_(False)
+        self._cache: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, prompt: str) -> Tensor:
+        """`[1, L, D]`, padded to the tokenizer's length and cut there, as Stable Diffusion does."""
+        if prompt not in self._cache:
+            if len(self._cache) >= MAX_CACHED:
+                self._cache.clear()
+            tokens = self._tokenizer(
+                prompt,
+                max_length=self._tokenizer.model_max_length,
+                padding="max_length",
+                truncation=True,
+                return_tensors="pt",
+            )
+            self._cache[prompt] = self._encoder(tokens.input_ids)[0]
+        return self._cache[prompt]
+
+
+def load_prompts(folder: Path, config: PolicyConfig, width: int) -> CachedPrompt | ClipPrompts:
+    """A cached embedding where there is one, else the folder's tokenizer/ and text_encoder/."""
+    file = prompt_file(folder, config)
+    if file.is_file():
+        embeds = load_file(file).get("prompt_embeds")
+        if embeds is None or embeds.ndim != 2 or embeds.shape[1] != width:
+            got = "no such tensor" if embeds is None else tuple(embeds.shape)
+            raise InputError(f"{file}: expected prompt_embeds [L, {width}], got {got}")
+        return CachedPrompt(embeds, file)
+    encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+    if encoder.config.hidden_size != width:
+        raise InputError(f"{folder}/text_encoder: expected width {width} as in unet/, got {encoder.config.hidden_size}")
+    return ClipPrompts(CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"), encoder)
