@@ -27,12 +27,14 @@ from actors.monitor import Monitor
 from actors.scoring import RewardPool
 from actors.step_metrics import step_values
 from actors.weight_sync import PushReport, WeightSync
-from rl.advantages import AGGREGATIONS, AdvantageBatch, to_reward_weight
+from rl.advantages import AGGREGATIONS, AdvantageBatch, attribute_aware, to_reward_weight
+from rl.attributes import attribute_shares
+from rl.config.objective import NFTConfig
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.sheets import sample_rows, sheet_path, write_sample_sheet
 from rl.metrics import Metrics, Value
-from rl.types import F64, RolloutGroup
+from rl.types import F64, RolloutGroup, SRTask
 
 if TYPE_CHECKING:
     from learner.learner import TrainReport
@@ -130,7 +132,19 @@ class Controller:
         weights = np.array([reward.weight for reward in self.config.rewards])
         scales = np.array([reward.scale for reward in self.config.rewards])
         how = self.config.advantage
-        return AGGREGATIONS[how.aggregation](scores, weights, scales, how.std_floor, how.eps)
+        if how.aggregation != "attribute_aware":
+            return AGGREGATIONS[how.aggregation](scores, weights, scales, how.std_floor, how.eps)
+        rho_d = np.array([self._detail_share(group.task) for group in groups])
+        fidelity = np.array([reward.attribute == "fidelity" for reward in self.config.rewards])
+        return attribute_aware(scores, rho_d, fidelity, weights, scales, how.std_floor, how.eps)
+
+    def _detail_share(self, task: SRTask) -> float:
+        fixed = self.config.advantage.detail_share
+        if fixed is not None:
+            return fixed
+        if task.hr is None:
+            raise ValueError(f"task {task.ordinal} '{task.lr_id}' has no HR image to take a detailed share from")
+        return attribute_shares(task.hr).detail
 
     async def _train(self, groups: list[ScoredGroup]) -> "tuple[TrainReport, AdvantageBatch]":
         batch = self.advantages(groups)
@@ -150,14 +164,16 @@ class Controller:
         self, groups: list[ScoredGroup], batch: AdvantageBatch, report: "TrainReport", push: PushReport,
         lanes: Sampling, pools: Sequence[RewardPool], step_s: float, lag_s: float,
     ) -> None:  # fmt: skip
-        r = to_reward_weight(batch.advantages, self.config.objective.adv_clip_max)
+        objective = self.config.objective
+        is_nft = isinstance(objective, NFTConfig)
+        r = to_reward_weight(batch.advantages, objective.adv_clip_max) if is_nft else None
         values = step_values(self.config, groups, batch, r, report, push, lanes.clock, pools, step_s, lag_s)
         lanes.clock = LaneClock()
         self._log(values)
         if self.step % self.config.monitor.sample_every == 0 or self.step == self.config.train.steps:
-            await self._sheet(groups[0], batch.advantages[0], r[0])
+            await self._sheet(groups[0], batch.advantages[0], None if r is None else r[0])
 
-    async def _sheet(self, scored: ScoredGroup, advantages: F64, r: F64) -> None:
+    async def _sheet(self, scored: ScoredGroup, advantages: F64, r: F64 | None) -> None:
         group: RolloutGroup = await within(
             scored.group_ref, self.config.rollout.deadline_s, "pixels of a sample sheet", "rollout.deadline_s"
         )

@@ -10,6 +10,7 @@ import ray
 from actors.deadline import within
 from actors.ledger import Ledger
 from actors.scoring import RewardPool, ScoringFailed, score_group
+from rl.config.objective import SampledWith
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.seeding import member_seeds
@@ -101,17 +102,19 @@ class Sampling:
         task = self._source.task(ordinal)
         task_ref = ray.put(task)
         seeds = member_seeds(self._config.seed, ordinal, self._config.rollout.group_size)
-        receipt, group_ref = await self.rollout(task_ref, seeds)
+        receipt, group_ref = await self.rollout(task_ref, seeds, self._config.objective.sampled_with)
         table = await score_group(self._pools, ordinal, task_ref, group_ref)
         self.clock.sample_s += receipt.sample_s
         self.clock.score_s += sum(table.seconds)
         return ScoredGroup(task, task_ref, group_ref, receipt, table)
 
-    async def rollout(self, task_ref: Any, seeds: tuple[int, ...]) -> tuple[RolloutReceipt, Any]:
+    async def rollout(
+        self, task_ref: Any, seeds: tuple[int, ...], sampled_with: SampledWith = "policy"
+    ) -> tuple[RolloutReceipt, Any]:
         """Sample on the first free worker."""
         worker = await self._free.get()
         try:
-            receipt_ref, group_ref = worker.rollout.options(num_returns=2).remote(task_ref, seeds)
+            receipt_ref, group_ref = worker.rollout.options(num_returns=2).remote(task_ref, seeds, sampled_with)
             receipt: RolloutReceipt = await within(
                 receipt_ref, self._config.rollout.deadline_s, "rollout of one group", "rollout.deadline_s"
             )

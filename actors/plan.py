@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rl.config.data import SKIMAGE
+from rl.config.objective import NFTConfig
 from rl.config.policy import LORA_TARGETS
 from rl.config.run import RunConfig
 from rl.policies.folders import policy_folder
@@ -45,7 +46,6 @@ def _place(cpus: float, gpus: float) -> str:
 def _step(config: RunConfig) -> list[Row]:
     groups, size = config.train.groups_per_step, config.rollout.group_size
     sampler, updates = config.rollout.sampler, config.learner.updates_per_batch
-    forwards = 2 + (config.objective.kl_weight > 0)
     return [
         (
             "sample",
@@ -58,11 +58,17 @@ def _step(config: RunConfig) -> list[Row]:
         ),
         (
             "train",
-            f"{config.timesteps_per_member} of {sampler.steps} timesteps a member, {forwards} forwards each, {updates} "
-            f"optimiser step(s) of {config.micro_batches_per_update} micro-batches",
+            f"{config.objective.type}: {config.micro_batches_per_group} micro-batch(es) a group, {_forwards(config)} "
+            f"forwards each, {updates} optimiser step(s) of {config.micro_batches_per_update} micro-batches",
         ),
         ("whole run", f"{config.train.steps * groups * size} images"),
     ]
+
+
+def _forwards(config: RunConfig) -> int:
+    """Of the backbone: policy, behaviour and maybe reference for NFT; policy and reference for preferences."""
+    objective = config.objective
+    return 2 + (isinstance(objective, NFTConfig) and objective.kl_weight > 0)
 
 
 def _policy(config: RunConfig) -> list[Row]:

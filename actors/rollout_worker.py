@@ -1,5 +1,6 @@
 """A RolloutWorker as a Ray actor: builds it inside the actor, so that the driver never imports torch."""
 
+from rl.config.objective import SampledWith
 from rl.config.run import RunConfig
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask
 
@@ -24,6 +25,8 @@ class RolloutActor:
         """A number that changes when the adapter's effect changes."""
         return self.worker.canary()
 
-    def rollout(self, task: SRTask, seeds: tuple[int, ...]) -> tuple[RolloutReceipt, RolloutGroup]:
+    def rollout(
+        self, task: SRTask, seeds: tuple[int, ...], sampled_with: SampledWith = "policy"
+    ) -> tuple[RolloutReceipt, RolloutGroup]:
         """Sample one group; the two results are separate objects, so the driver fetches the receipt alone."""
-        return self.worker.rollout(task, seeds)
+        return self.worker.rollout(task, seeds, sampled_with=sampled_with)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def step_values(
-    config: RunConfig, groups: Sequence[ScoredGroup], batch: AdvantageBatch, r: F64, report: "TrainReport",
+    config: RunConfig, groups: Sequence[ScoredGroup], batch: AdvantageBatch, r: F64 | None, report: "TrainReport",
     push: PushReport, clock: LaneClock, pools: Sequence[RewardPool], step_s: float, lag_s: float,
 ) -> dict[str, Value]:  # fmt: skip
     """Reads and resets the pools' clocks; `clock` is the lanes' since the last step."""
@@ -43,10 +43,7 @@ def step_values(
 
 def _learner(report: "TrainReport") -> dict[str, Value]:
     return {
-        Key.LOSS_TOTAL: report.loss_total,
-        Key.LOSS_POLICY: report.loss_policy,
-        Key.LOSS_KL: report.loss_kl,
-        Key.LOSS_DRIFT: report.drift,
+        **report.losses,
         Key.OPTIM_GRAD_NORM: report.grad_norm,
         Key.OPTIM_LR: report.lr,
         Key.OPTIM_UPDATES: float(report.updates),

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from learner import checkpoint
 from learner.engine import build_engine
-from learner.step import MicroBatch, NFTModule, micro_batches
+from learner.objectives import build_objective
+from learner.objectives.base import Loss, MicroBatch
 from rl.config.run import RunConfig
-from rl.objectives.nft import ema_decay, old_decay
+from rl.metrics import Key
+from rl.objectives.nft import ema_decay
 from rl.policies import load_policy
 from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters, take_snapshot
 from rl.types import LoraSnapshot, TrainGroup
@@ -34,10 +36,8 @@ class TrainReport:
 
     version: int
     updates: int
-    loss_total: float
-    loss_policy: float
-    loss_kl: float
-    drift: float
+    losses: dict[Key, float]
+    """`loss/total` and the objective's own terms."""
     grad_norm: float
     lr: float
     train_s: float
@@ -56,7 +56,8 @@ class Learner:
         self._old = adapter_parameters(self.policy.backbone, OLD)
         for parameter in self._old.values():
             parameter.requires_grad_(False)
-        self.engine = build_engine(NFTModule(self.policy, config.objective), list(self._theta.values()), config)
+        self.objective = build_objective(self.policy, config)
+        self.engine = build_engine(self.objective, list(self._theta.values()), config)
         self.version = 0
         self.updates = 0
         self.history: dict[int, Adapter] = {0: self._copy(self._old)}
@@ -72,38 +73,31 @@ class Learner:
         """Train on this rank's groups, then make the next version."""
         started = time.perf_counter()
         self._refuse_stale(groups)
-        batches = micro_batches(groups, self.policy, self.config)
-        sums = [0.0] * 4
-        count = 0
+        batches = self.objective.micro_batches(groups, self.version)
+        losses: list[dict[Key, float]] = []
         norms = []
         for _ in range(self.config.learner.updates_per_batch):
             self._warm_up()
-            for terms in self._accumulate(batches):
-                sums = [total + term for total, term in zip(sums, terms, strict=True)]
-                count += 1
+            losses += self._accumulate(batches)
             norms.append(self._grad_norm)
             self.updates += 1
             self._update_ema()
         self._next_version()
-        loss_total, loss_policy, loss_kl, drift = (total / count for total in sums)
         return TrainReport(
             version=self.version,
             updates=self.updates,
-            loss_total=loss_total,
-            loss_policy=loss_policy,
-            loss_kl=loss_kl,
-            drift=drift,
+            losses=_means(losses),
             grad_norm=sum(norms) / len(norms),
             lr=self._lr(),
             train_s=time.perf_counter() - started,
         )
 
-    def _accumulate(self, batches: Iterator[MicroBatch]) -> Iterator[tuple[float, float, float, float]]:
+    def _accumulate(self, batches: Iterator[MicroBatch]) -> Iterator[dict[Key, float]]:
         """One optimiser step over the next micro-batches; yields their loss terms."""
         for _ in range(self.config.micro_batches_per_update):
             batch = next(batches)
             self._install_old(batch.policy_version)
-            loss = self.engine(batch)
+            loss: Loss = self.engine(batch)
             self.engine.backward(loss.total)
             last = self.engine.is_gradient_accumulation_boundary()
             if last and self.config.learner.zero_stage == 0:
@@ -111,7 +105,7 @@ class Learner:
             self.engine.step()
             if last and self.config.learner.zero_stage > 0:
                 self._grad_norm = float(self.engine.get_global_grad_norm())
-            yield float(loss.total.detach()), float(loss.policy), float(loss.kl), float(loss.drift)
+            yield {key: float(term) for key, term in {Key.LOSS_TOTAL: loss.total.detach(), **loss.terms}.items()}
 
     def _norm_before_step(self) -> float:
         """L2 norm before clipping; DeepSpeed keeps one only under ZeRO, where gradients are sharded."""
@@ -147,7 +141,7 @@ class Learner:
 
     @torch.no_grad()
     def _next_version(self) -> None:
-        eta = old_decay(self.config.objective.old_decay.schedule, self.updates)
+        eta = self.objective.old_decay(self.updates)
         newest = self.history[self.version]
         self.version += 1
         self.history[self.version] = {
@@ -171,3 +165,9 @@ class Learner:
         """Continue from `save`; called on every rank."""
         checkpoint.load(self, folder)
         self._install_old(self.version)
+
+
+def _means(losses: list[dict[Key, float]]) -> dict[Key, float]:
+    """Mean of every term over the micro-batches that have it."""
+    values = {key: [loss[key] for loss in losses if key in loss] for key in dict.fromkeys(k for x in losses for k in x)}
+    return {key: sum(found) / len(found) for key, found in values.items()}

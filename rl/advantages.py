@@ -1,9 +1,11 @@
 """From the scores of a batch of groups to one advantage per member, and to DiffusionNFT's reward weight r.
 
-Two aggregations, both over the whole batch (every group of every rank), pure float64 numpy:
+Three aggregations, pure float64 numpy. The first two work over the whole batch (every group of every rank), the third
+on each group alone:
 
-    decoupled    LucidNFT (arXiv 2603.05947); the formula is GDPO's (arXiv 2601.05242), there named after its authors
-    scalarised   DiffusionNFT (arXiv 2509.16117), as in its code
+    decoupled        LucidNFT (arXiv 2603.05947); the formula is that of NVIDIA's GDPO (arXiv 2601.05242)
+    scalarised       DiffusionNFT (arXiv 2509.16117), as in its code
+    attribute_aware  GDPO-SR (arXiv 2603.16769), its Attribute-aware Reward Function
 
 `S = R / scale` is the score in the reward's natural unit; every formula, `std_floor` and `eps` are in that unit, so
 that rescaling a metric together with its `scale` changes nothing. Left out: clipping (it is part of the reward weight)
@@ -28,12 +30,15 @@ class AdvantageBatch:
     advantages: F64
     """`[N, G]`, unclipped."""
     per_reward: F64
-    """`[N, G, R]` each reward's term before weights and fusion: its group z-score (decoupled) or its centred score
-    (scalarised)."""
+    """`[N, G, R]` each reward's term before weights and fusion: its group z-score (decoupled), its centred score
+    (scalarised), or its min-max score in 0..1 (attribute_aware)."""
     zero_variance: Flags
-    """`[N, R]` True where the reward's standard deviation in the group is under the floor. `decoupled` gives such a
-    reward no say in that group; `scalarised` only reports it."""
+    """`[N, R]` True where the reward's standard deviation in the group is under the floor. `decoupled` and
+    `attribute_aware` give such a reward no say in that group; `scalarised` only reports it."""
 
+
+ROUNDING = 1e-12
+"""Spread of rewards R in 0..1 under which their differences are rounding errors."""
 
 Aggregation = Callable[[Sequence[F64] | F64, F64, F64, float, float], AdvantageBatch]
 
@@ -78,6 +83,48 @@ def scalarised(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor
     return AdvantageBatch(advantages, centred, _under_floor(scaled, scaled.std(axis=1, ddof=1), std_floor))
 
 
+def attribute_aware(
+    scores: Sequence[F64] | F64,
+    rho_d: F64,
+    fidelity: Flags,
+    weights: F64,
+    scales: F64,
+    std_floor: float,
+    eps: float,
+) -> AdvantageBatch:
+    """GDPO-SR's ARF, equations 7 and 8: smooth images listen to fidelity rewards, detailed ones to perceptual rewards.
+
+    scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 - rho_d
+    (`rl.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: the paper has PSNR on Y),
+    False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
+
+        s~_k = (S_k - min_group S_k) / (max_group S_k - min_group S_k)     0 for the whole group under the floor
+        R    = rho_s mean_FR(s~) + rho_d mean_NR(s~)                       means weighted with w_k inside each set
+        A    = (R - mean_group R) / (std_group R + eps)                    0 for the whole group where all R are equal
+
+    Standard deviations are unbiased; eps is in the unit of R. The published code has eps 1e-8, equal weights and no
+    floor: a reward that is constant in a group is 0/0 there and makes the group NaN. Under the floor a reward has no
+    say here, because min-max stretches any spread to 0..1 and would let noise speak as loud as a clear difference.
+
+    The comparisons of the paper's table 6 are values of rho_d: 0 (FR only), 1 (NR only), 0.5 (without adaptive
+    weighting). ValueError as in the other aggregations; where rho_d or fidelity does not fit; and where a set that
+    some image listens to has no weight, since its mean is undefined.
+    """
+    scaled = _scaled(scores, weights, scales)
+    rho_d, fidelity = np.asarray(rho_d, dtype=np.float64), np.asarray(fidelity, dtype=np.bool_)
+    _check_attributes(scaled, rho_d, fidelity)
+    low, span = scaled.min(axis=1, keepdims=True), np.ptp(scaled, axis=1)
+    flat = _under_floor(scaled, scaled.std(axis=1, ddof=1), std_floor)
+    minmax = np.where(flat[:, None, :], 0.0, (scaled - low) / np.where(flat, 1.0, span)[:, None, :])
+    fused = _weighted_mean(minmax, 1.0 - rho_d, np.where(fidelity, weights, 0.0), "fidelity")
+    fused += _weighted_mean(minmax, rho_d, np.where(fidelity, 0.0, weights), "perceptual")
+    spread = fused.std(axis=1, ddof=1, keepdims=True)
+    # two rewards that contradict each other can cancel to all but a rounding error, which would be standardised to 1
+    tied = np.ptp(fused, axis=1, keepdims=True) < ROUNDING
+    centred = fused - fused.mean(axis=1, keepdims=True)
+    return AdvantageBatch(np.where(tied, 0.0, centred / np.where(tied, 1.0, spread + eps)), minmax, flat)
+
+
 AGGREGATIONS: dict[str, Aggregation] = {"decoupled": decoupled, "scalarised": scalarised}
 
 
@@ -106,6 +153,33 @@ def _scaled(scores: Sequence[F64] | F64, weights: F64, scales: F64) -> F64:
     if not np.isfinite(stacked).all():
         raise ValueError(f"advantages: {int((~np.isfinite(stacked)).sum())} scores are not finite; drop their groups")
     return stacked / np.asarray(scales, dtype=np.float64)
+
+
+def _check_attributes(scaled: F64, rho_d: F64, fidelity: Flags) -> None:
+    groups, _, rewards = scaled.shape
+    if rho_d.shape != (groups,) or fidelity.shape != (rewards,):
+        raise ValueError(
+            f"advantages: expected rho_d [{groups}] and fidelity [{rewards}] for scores {scaled.shape}, "
+            f"got rho_d {rho_d.shape}, fidelity {fidelity.shape}"
+        )
+    outside = rho_d[~((rho_d >= 0.0) & (rho_d <= 1.0))]
+    if outside.size:
+        raise ValueError(f"advantages: expected detail shares rho_d in 0..1, got {outside.tolist()}")
+
+
+def _weighted_mean(minmax: F64, share: F64, weights: F64, kind: str) -> F64:
+    """`[N, G]` share times the weighted mean over the rewards; a set that no image listens to may be empty."""
+    total = float(weights.sum())
+    listening = int((share > 0.0).sum())
+    if not listening:
+        return np.zeros(minmax.shape[:2])
+    if not total > 0.0:
+        raise ValueError(
+            f"advantages: {listening} of {len(share)} images listen to {kind} rewards, whose weights sum to {total}; "
+            f"add a {kind} reward with a weight above 0, or set rho_d to {1 if kind == 'fidelity' else 0} everywhere"
+        )
+    mean: F64 = share[:, None] * (minmax @ weights) / total
+    return mean
 
 
 def _under_floor(scaled: F64, spread: F64, std_floor: float) -> Flags:

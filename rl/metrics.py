@@ -63,8 +63,18 @@ class Key(StrEnum):
     ADVANTAGE_ABS_MAX = "advantage/abs_max", "1", "largest |advantage| of the batch, before clipping"
     ADVANTAGE_R_HISTOGRAM = "advantage/r_histogram", "members", "reward weight r in 10 equal bins of [0, 1]"
     LOSS_POLICY = "loss/policy", "1", "objective without the reference term"
-    LOSS_KL = "loss/kl", "1", "mean squared velocity distance to the reference, unweighted"
-    LOSS_DRIFT = "loss/drift", "1", "mean squared velocity distance of the policy to the behaviour it learns from"
+    LOSS_KL = "loss/kl", "1", "distance to the reference, unweighted: mean squared prediction difference (nft)"
+    LOSS_DRIFT = "loss/drift", "1", "mean squared prediction distance to behaviour (nft) or reference (gdpo, dpo)"
+    LOSS_MARGIN = "loss/margin", "1", "preference logit: above 0 where the policy ranks the members as the rewards do"
+    LOSS_ERROR = "loss/error", "1", "mean squared error of the policy's noise prediction on its own samples"
+    RATIO_CLIPPED_LOW = "ratio/clipped_low", "0..1", "members whose likelihood ratio is below 1 - clip"
+    RATIO_CLIPPED_HIGH = "ratio/clipped_high", "0..1", "members whose likelihood ratio is above 1 + clip"
+    RATIO_DEVIATION = "ratio/max_deviation", "1", "largest |ratio - 1|, mean over micro-batches"
+    RATIO_FRESH = (
+        "ratio/fresh_deviation",
+        "1",
+        "largest |ratio - 1| in float32 on fresh groups, before the first update: 0",
+    )
     LOSS_TOTAL = "loss/total", "1", "what the optimiser descends"
     OPTIM_GRAD_NORM = "optim/grad_norm", "1", "global L2 norm of the gradient, before clipping"
     OPTIM_LR = "optim/lr", "1", "learning rate of the last update"
@@ -165,14 +175,19 @@ def read_metrics(path: Path) -> tuple[Metrics, ...]:
     return tuple(merged)
 
 
-def batch_values(names: Sequence[str], scores: F64, scales: F64, batch: AdvantageBatch, r: F64) -> dict[str, Value]:
-    """Reward and advantage metrics of one training batch: scores `[N, G, R]` raw, scales `[R]`, r `[N, G]`."""
+def batch_values(
+    names: Sequence[str], scores: F64, scales: F64, batch: AdvantageBatch, r: F64 | None
+) -> dict[str, Value]:
+    """Reward and advantage metrics of one training batch: scores `[N, G, R]` raw, scales `[R]`, r `[N, G]` where the
+    objective has one."""
     scaled = scores / scales
     values: dict[str, Value] = {
         Key.ADVANTAGE_STD: float(batch.advantages.std()),
         Key.ADVANTAGE_ABS_MAX: float(np.abs(batch.advantages).max()),
-        Key.ADVANTAGE_R_HISTOGRAM: np.histogram(r, bins=HISTOGRAM_BINS, range=(0.0, 1.0))[0].astype(float).tolist(),
     }
+    if r is not None:
+        counts = np.histogram(r, bins=HISTOGRAM_BINS, range=(0.0, 1.0))[0]
+        values[Key.ADVANTAGE_R_HISTOGRAM] = counts.astype(float).tolist()
     for k, name in enumerate(names):
         values[Key.REWARD_MEAN.of(name)] = float(scaled[..., k].mean())
         values[Key.REWARD_STD.of(name)] = float(scaled[..., k].std())

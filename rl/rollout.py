@@ -5,12 +5,21 @@ import time
 import numpy as np
 import torch
 
+from rl.config.objective import GRPOConfig, SampledWith
 from rl.config.run import RunConfig
 from rl.policies import load_policy
-from rl.policies.base import Condition, member_noise, to_uint8
-from rl.policies.lora import OLD, SnapshotRefused, adapter_parameters, add_adapters, install_snapshot, installed_digest
-from rl.sampling import draw, one_call
-from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask
+from rl.policies.base import Condition, FlowPolicy, member_noise, to_uint8
+from rl.policies.lora import (
+    OLD,
+    SnapshotRefused,
+    adapter_parameters,
+    add_adapters,
+    install_snapshot,
+    installed_digest,
+    using,
+)  # fmt: skip
+from rl.sampling import draw, draw_trajectory, join_trajectories, one_call, step_window
+from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, TrajectoryRecord
 
 CANARY_SIDE = 4
 
@@ -27,6 +36,8 @@ class RolloutWorker:
         self._adapter = adapter_parameters(self.policy.backbone, OLD)
         for parameter in self._adapter.values():
             parameter.requires_grad_(False)
+        self._groups_per_step = config.train.groups_per_step
+        self._keep_mean = isinstance(config.objective, GRPOConfig) and config.objective.guard
         self._installed: Echo | None = None
         self._canary_condition = self._make_canary_condition()
 
@@ -64,23 +75,46 @@ class RolloutWorker:
         return float(one_call(self.policy, x, self._canary_condition).double().abs().mean())
 
     @torch.no_grad()
-    def rollout(self, task: SRTask, seeds: tuple[int, ...]) -> tuple[RolloutReceipt, RolloutGroup]:
-        """Sample one candidate per seed: encode once, denoise as one batch (or micro-batches), decode."""
+    def rollout(
+        self, task: SRTask, seeds: tuple[int, ...], *, sampled_with: SampledWith = "policy"
+    ) -> tuple[RolloutReceipt, RolloutGroup]:
+        """Sample one candidate per seed: encode once, denoise as one batch (or micro-batches), decode.
+
+        `reference`: with the adapter off. `trajectory`: with stochastic steps, whose likelihoods the group carries.
+        """
         if self._installed is None:
             raise SnapshotRefused("this worker holds no verified adapter; push one before sampling")
         started = time.perf_counter()
-        condition = self.policy.encode(task.lr, task.scale)
+        condition = self.policy.encode(task.lr, task.scale, task.prompt)
         size = self.config.micro_batch or len(seeds)
-        parts = [self._sample(condition, seeds[i : i + size]) for i in range(0, len(seeds), size)]
-        latents, images = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        parts = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+        trajectory = None
+        if sampled_with == "trajectory":
+            drawn = [self._trajectory(task, condition, part) for part in parts]
+            latents = [x for x, _ in drawn]
+            trajectory = join_trajectories([record for _, record in drawn])
+        else:
+            with using(self.policy.backbone, None if sampled_with == "reference" else OLD):
+                latents = [
+                    draw(self.policy, self._noise(condition, p), [condition], self.config.sampler) for p in parts
+                ]
+        images = np.concatenate([to_uint8(self.policy.decode(x)).cpu().numpy() for x in latents])
+        x0 = torch.cat(latents).cpu().numpy()
         version, digest = self._installed.version, self._installed.digest
-        group = RolloutGroup(task.ordinal, task.lr_id, version, digest, seeds, latents, images)
+        group = RolloutGroup(task.ordinal, task.lr_id, version, digest, seeds, x0, images, trajectory)
         seconds = time.perf_counter() - started
         return RolloutReceipt(task.ordinal, version, digest, len(seeds), seconds), group
 
-    def _sample(self, condition: Condition, seeds: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        latents = draw(self.policy, self._noise(condition, seeds), [condition], self.config.sampler)
-        return latents.cpu().numpy(), to_uint8(self.policy.decode(latents)).cpu().numpy()
+    def _trajectory(
+        self, task: SRTask, condition: Condition, seeds: tuple[int, ...]
+    ) -> tuple[torch.Tensor, TrajectoryRecord]:
+        if not isinstance(self.policy, FlowPolicy):
+            raise TypeError(f"a trajectory needs a multi-step flow, got {type(self.policy).__name__}")
+        window = step_window(self.config.sampler, task.seed, task.ordinal // self._groups_per_step)
+        noise = self._noise(condition, seeds)
+        return draw_trajectory(
+            self.policy, noise, condition, self.config.sampler, window, seeds, keep_mean=self._keep_mean
+        )
 
     def _noise(self, condition: Condition, seeds: tuple[int, ...]) -> torch.Tensor:
         device = next(iter(self._adapter.values())).device

@@ -1,14 +1,20 @@
 """From noise to clean latents, for every kind of policy: the one way in which images are made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rl.config.policy import SamplerConfig
-from rl.flow.sampler import sample
+from rl.flow.sampler import Solver, sample
 from rl.flow.schedule import flow_sigmas
-from rl.policies.base import Condition, FlowPolicy, Policy
+from rl.flow.sde import SDEWindow, sample_with_trajectory, sde_window
+from rl.policies.base import Condition, FlowPolicy, Policy, member_noise
+from rl.seeding import derive_seed
+from rl.types import TrajectoryRecord
 
 
 def grid_sigmas(sampler: SamplerConfig, condition: Condition) -> Tensor:
@@ -19,7 +25,8 @@ def grid_sigmas(sampler: SamplerConfig, condition: Condition) -> Tensor:
 def draw(policy: Policy, noise: Tensor, conditions: Sequence[Condition], sampler: SamplerConfig) -> Tensor:
     """Noise `[B, C, h, w]` -> clean latents x0 `[B, C, h, w]`, one condition per run of B / len members.
 
-    A flow takes `sampler.steps` steps of `sampler.solver`; a one-step policy takes one and reads nothing of `sampler`.
+    A flow takes `sampler.steps` steps of `sampler.solver`, Euler's where that is stochastic (evaluation is not); a
+    one-step policy takes one and reads nothing of `sampler`.
     """
     if not isinstance(policy, FlowPolicy):
         return policy.generate(noise, conditions)
@@ -27,7 +34,63 @@ def draw(policy: Policy, noise: Tensor, conditions: Sequence[Condition], sampler
     def velocity(x: Tensor, s: float) -> Tensor:
         return policy.velocity(x, x.new_full((len(x),), s), conditions).float()
 
-    return sample(velocity, noise, grid_sigmas(sampler, conditions[0]), sampler.solver)
+    solver: Solver = "euler" if sampler.solver == "sde" else sampler.solver
+    return sample(velocity, noise, grid_sigmas(sampler, conditions[0]), solver)
+
+
+def step_window(sampler: SamplerConfig, seed: int, iteration: int) -> SDEWindow:
+    """The stochastic and trained steps of one iteration of a run."""
+    sde = sampler.sde
+    return sde_window(
+        sde.window, sampler.steps, seed=seed, iteration=iteration, size=sde.size, every=sde.every, fraction=sde.fraction
+    )
+
+
+def draw_trajectory(
+    policy: FlowPolicy,
+    noise: Tensor,
+    condition: Condition,
+    sampler: SamplerConfig,
+    window: SDEWindow,
+    seeds: Sequence[int],
+    *,
+    keep_mean: bool,
+) -> tuple[Tensor, TrajectoryRecord]:
+    """Clean latents `[G, C, h, w]` and the record of the trained steps; a member's noise derives from its seed."""
+    sigmas = grid_sigmas(sampler, condition)
+    noises = [
+        member_noise([derive_seed(seed, "sde", k) for seed in seeds], (*noise.shape[1:],), noise.device)  # type: ignore[arg-type]
+        for k in window.stochastic
+    ]
+
+    def velocity(x: Tensor, s: float) -> Tensor:
+        return policy.velocity(x, x.new_full((len(x),), s), [condition]).float()
+
+    with exact_attention(noise.device):
+        x0, taken = sample_with_trajectory(
+            velocity, noise, sigmas, window, sampler.sde.step, sampler.sde.noise_level, noises, keep_mean=keep_mean
+        )
+    mean = None if taken.mean_old is None else taken.mean_old.cpu().numpy()
+    arrays = (value.cpu().numpy() for value in (taken.x, taken.x_next, taken.logp_old))
+    return x0, TrajectoryRecord(taken.steps, *arrays, mean)
+
+
+def join_trajectories(records: Sequence[TrajectoryRecord]) -> TrajectoryRecord:
+    """One group from the records of its micro-batches of members."""
+    means = [record.mean for record in records if record.mean is not None]
+    x, x_next, logp = (np.concatenate([getattr(r, name) for r in records], axis=1) for name in ("x", "x_next", "logp"))
+    return TrajectoryRecord(records[0].steps, x, x_next, logp, np.concatenate(means, axis=1) if means else None)
+
+
+@contextmanager
+def exact_attention(device: torch.device) -> Iterator[None]:
+    """One attention kernel for rollout and training: on the CPU torch takes another one where a gradient is needed,
+    whose rounding would make a fresh ratio differ from 1."""
+    if device.type != "cpu":
+        yield
+        return
+    with sdpa_kernel([SDPBackend.MATH]):
+        yield
 
 
 @torch.no_grad()

@@ -32,6 +32,25 @@ class SRTask:
     scale: int
     seed: int
     """The run's seed; member seeds derive from (seed, ordinal, member) alone."""
+    prompt: str = ""
+    """What the text encoder sees; empty where the policy has one cached embedding."""
+
+
+# part of a RolloutGroup, for objectives that need a likelihood
+@dataclass(frozen=True, eq=False)
+class TrajectoryRecord:
+    """The K trained stochastic steps of a group, float32 as computed: rounded they would have another likelihood."""
+
+    steps: tuple[int, ...]
+    """Indices into the sampler's grid."""
+    x: F32
+    """`[K, G, C, h, w]` before each step."""
+    x_next: F32
+    """`[K, G, C, h, w]` after it."""
+    logp: F64
+    """`[K, G]` of x_next under the behaviour, mean over C, h, w."""
+    mean: F32 | None
+    """`[K, G, C, h, w]` of the behaviour's Gaussian, for GRPO-Guard."""
 
 
 # rollout worker -> reward server and learner (object-store reference, put once)
@@ -49,6 +68,7 @@ class RolloutGroup:
     """`[G, C, h, w]` clean latents x0 in the policy's normalised space."""
     images: U8
     """`[G, 3, H, W]` RGB, what every reward sees."""
+    trajectory: TrajectoryRecord | None = None
 
 
 # rollout worker -> controller, beside the group's reference

@@ -95,20 +95,35 @@ def run_config(tiny_flux2_folder: Path) -> Callable[..., Any]:
     """Builds a `RunConfig` on the tiny model from dotted overrides, `run_config("rollout.group_size=4")`."""
 
     def make(*overrides: str, path: Path = tiny_flux2_folder) -> Any:
-        from rl.config import load
-        from rl.config.run import RunConfig
-
-        raw: dict[str, Any] = {
-            "data": {"path": ["skimage:camera"]},
-            "policy": {"path": str(path), "lora": {"rank": 4, "alpha": 8}},
-            "rollout": {"group_size": 4, "sampler": {"steps": 4, "shift": 1.0}},
-            "rewards": [{"name": "lr_consistency", "type": "lr_consistency"}],
-        }
-        for override in overrides:
-            load._apply(raw, override)
-        return load.validate(RunConfig, raw, "test")
+        return _recipe(overrides, policy={"path": str(path), "lora": {"rank": 4, "alpha": 8}})
 
     return make
+
+
+@pytest.fixture
+def naosd_config(tiny_sd21_folder: Path) -> Callable[..., Any]:
+    """The same for GDPO on the tiny Stable Diffusion."""
+
+    def make(*overrides: str) -> Any:
+        policy = {"type": "naosd", "path": str(tiny_sd21_folder), "lora": {"rank": 4, "alpha": 8}}
+        return _recipe(overrides, policy=policy, objective={"type": "gdpo"})
+
+    return make
+
+
+def _recipe(overrides: tuple[str, ...], **sections: Any) -> Any:
+    from rl.config import load
+    from rl.config.run import RunConfig
+
+    raw: dict[str, Any] = {
+        "data": {"path": ["skimage:camera"]},
+        "rollout": {"group_size": 4, "sampler": {"steps": 4, "shift": 1.0}},
+        "rewards": [{"name": "lr_consistency", "type": "lr_consistency"}],
+        **sections,
+    }
+    for override in overrides:
+        load._apply(raw, override)
+    return load.validate(RunConfig, raw, "test")
 
 
 @pytest.fixture(scope="session")

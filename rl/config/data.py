@@ -106,6 +106,12 @@ class DataConfig(Section):
     """Side of the HR crop in pixels; the LR crop is `crop / scale`."""
     degradation: DegradationChoice = "light"
     """A named recipe, or the full set of ranges. Read only by `kind: hr`."""
+    prompt: str = ""
+    """One text for every image, for policies with a text encoder."""
+    prompt_path: str | None = None
+    """A folder with `<image name>.txt` for every image, instead of `prompt`; GDPO-SR takes RAM's tags."""
+    prompt_suffix: str = ""
+    """Appended to every prompt; GDPO-SR and OSEDiff: `clean, high-resolution, 8k`."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -118,6 +124,8 @@ class DataConfig(Section):
             raise ValueError(f"data.crop must be divisible by data.scale {self.scale}, got {self.crop}")
         if self.kind == "paired" and self.hr_path is None:
             raise ValueError("data.kind 'paired' needs data.hr_path: a folder with HR images of the same file names")
+        if self.prompt and self.prompt_path is not None:
+            raise ValueError(f"data.prompt and data.prompt_path exclude each other, got both ('{self.prompt}')")
         if self.kind != "paired" and self.hr_path is not None:
             raise ValueError(f"data.hr_path is read only by data.kind 'paired', got kind '{self.kind}': remove it")
         return self

@@ -1,10 +1,11 @@
 """Objectives and how rewards become advantages."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from rl.config.base import Section
+from rl.config.policy import SamplerConfig
 
 
 class OldDecay(Section):
@@ -15,6 +16,11 @@ class OldDecay(Section):
     """
 
     schedule: Literal["none", "ramp", "delayed"] = "ramp"
+
+
+SampledWith = Literal["policy", "reference", "trajectory"]
+"""How a training group is sampled: with the newest adapter, with adapters off, or stochastically with the newest
+adapter and its steps recorded."""
 
 
 class NFTConfig(Section):
@@ -32,13 +38,116 @@ class NFTConfig(Section):
     allow_one_step: bool = False
     """DiffusionNFT's authors call one-step generators unsupported; set true to try anyway."""
 
+    @property
+    def sampled_with(self) -> SampledWith:
+        return "policy"
+
+    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
+        """floor(steps * fraction), DiffusionNFT's number of trained grid points of a member."""
+        return int(sampler.steps * self.timestep_fraction)
+
+
+SampleFrom = Literal["reference", "policy"]
+
+
+class GDPOConfig(Section):
+    """GDPO-SR (arXiv 2603.16769), its published values."""
+
+    type: Literal["gdpo"] = "gdpo"
+    omega: float = Field(5000.0, gt=0)
+    """Strength of the preference; the published loss has it with a factor 1/2, on the mean squared error."""
+    sample_from: SampleFrom = "reference"
+    """`reference`, as published: groups come from the frozen base. `policy`: from the newest adapter."""
+    draws: int = Field(1, ge=1)
+    """Noise draws per member, each a micro-batch."""
+
+    @property
+    def sampled_with(self) -> SampledWith:
+        return self.sample_from
+
+    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
+        """One per noise draw, whatever the sampler's steps are."""
+        return self.draws
+
+
+class DiffusionDPOConfig(Section):
+    """Diffusion-DPO (arXiv 2311.12908) on the best and worst member of each fresh group."""
+
+    type: Literal["diffusion_dpo"] = "diffusion_dpo"
+    beta: float = Field(5000.0, gt=0)
+    sample_from: SampleFrom = "reference"
+    """`reference`: groups come from the frozen base, what the offline method amounts to. `policy`: online DPO."""
+    draws: int = Field(1, ge=1)
+    """Noise draws per pair, each a micro-batch; both members of a pair share one draw."""
+
+    @property
+    def sampled_with(self) -> SampledWith:
+        return self.sample_from
+
+    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
+        """One per noise draw, whatever the sampler's steps are."""
+        return self.draws
+
+
+class GRPOConfig(Section):
+    """Flow-GRPO (arXiv 2505.05470), DanceGRPO (2505.07818), MixGRPO (2507.21802), GRPO-Guard (2510.22319); the table of
+    published values is in `rl.objectives.grpo`, the steps and windows are `rollout.sampler.sde`."""
+
+    type: Literal["grpo"] = "grpo"
+    clip: float = Field(1e-4, gt=0, lt=1)
+    """Range of the ratio, whose log-probability is a mean over the latent: 1e-4; Fast 1e-5; Guard 2e-6 to 4e-6."""
+    adv_clip_max: float = Field(5.0, gt=0)
+    kl_weight: float = Field(0.04, ge=0)
+    """Weight of mean (mu - mu_ref)^2 / (2 sigma_t^2); at 0 the reference forward is skipped. DanceGRPO and Guard: 0."""
+    guard: bool = False
+    """GRPO-Guard's normalised log-ratio; refused for step `cps`, which publishes no density."""
+    weight_by_dt: bool = False
+    """Multiply a step's loss by 1 / dt, GRPO-Guard's weight."""
+
+    @property
+    def sampled_with(self) -> SampledWith:
+        return "trajectory"
+
+    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
+        """One per trained step of the trajectory."""
+        return sampler.sde.trained_steps(sampler.steps)
+
+
+def _known(value: Any) -> Any:
+    """`nft` where there is no type; an unknown one is refused here, in words."""
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("type", "nft")
+    if kind not in OBJECTIVE_TYPES:
+        raise ValueError(f"type must be one of {list(OBJECTIVE_TYPES)}, got {kind!r}")
+    return {**value, "type": kind}
+
+
+def _tag(value: Any) -> str:
+    return f"<{value['type'] if isinstance(value, dict) else getattr(value, 'type', 'nft')}>"
+
+
+ObjectiveConfig = Annotated[
+    Annotated[NFTConfig, Tag("<nft>")]
+    | Annotated[GDPOConfig, Tag("<gdpo>")]
+    | Annotated[DiffusionDPOConfig, Tag("<diffusion_dpo>")]
+    | Annotated[GRPOConfig, Tag("<grpo>")],
+    Discriminator(_tag),
+    BeforeValidator(_known),
+]
+OBJECTIVE_TYPES = ("nft", "gdpo", "diffusion_dpo", "grpo")
+
 
 class AdvantageConfig(Section):
     """From the `[G, R]` scores of each group to one number per member."""
 
-    aggregation: Literal["decoupled", "scalarised"] = "decoupled"
+    aggregation: Literal["decoupled", "scalarised", "attribute_aware"] = "decoupled"
     """`decoupled` (LucidNFT): per-reward group z-score, weighted sum, batch z-score. `scalarised`: weighted sum of
-    raw rewards, centred in the group, divided by the batch's standard deviation (DiffusionNFT)."""
+    raw rewards, centred in the group, divided by the batch's standard deviation (DiffusionNFT). `attribute_aware`
+    (GDPO-SR): in-group min-max, fidelity rewards weighted by the image's smooth share and perceptual ones by its
+    detailed share, group z-score."""
+    detail_share: float | None = Field(None, ge=0, le=1)
+    """Read only by `attribute_aware`. None: the HR image's own. 0: fidelity only, 1: perceptual only, 0.5: fixed."""
     std_floor: float = Field(1e-3, ge=0)
     """A reward whose group standard deviation is under `std_floor * reward.scale` has no say in that group
     (advantage 0), so that float noise is not blown up to full weight. The value is ours."""

@@ -42,7 +42,12 @@ def _optional(path: str | None, root: Path) -> str | None:
 
 def _data(data: DataConfig, root: Path) -> DataConfig:
     paths = [path if path.startswith(SKIMAGE) else _join(path, root) for path in data.path]
-    return data.model_copy(update={"path": paths, "hr_path": _optional(data.hr_path, root)})
+    update = {
+        "path": paths,
+        "hr_path": _optional(data.hr_path, root),
+        "prompt_path": _optional(data.prompt_path, root),
+    }
+    return data.model_copy(update=update)
 
 
 def _policy(policy: PolicyConfig, root: Path) -> PolicyConfig:

@@ -114,11 +114,40 @@ def _shift(value: object) -> object:
 Shift = Annotated[float | Literal["flux2"], BeforeValidator(_shift)]
 
 
+class SDEConfig(Section):
+    """Stochastic steps with a likelihood, which policy-gradient objectives need; `rl.flow.sde` has the equations."""
+
+    step: Literal["flow_sde", "cps", "dance"] = "flow_sde"
+    """Flow-GRPO's SDE, Coefficients-Preserving Sampling, or DanceGRPO's SDE."""
+    noise_level: float = Field(0.7, gt=0)
+    """Flow-GRPO 0.7, CPS 0.8 (at most 1), DanceGRPO's eta 0.3."""
+    window: Literal["all", "random", "sliding", "fraction"] = "all"
+    """Stochastic and trained steps: every step but the last (Flow-GRPO); `size` in a row at random in the first half
+    (Flow-GRPO-Fast); the same sliding on by one every `every` iterations (MixGRPO); all stochastic, a random
+    `fraction` trained (DanceGRPO)."""
+    size: int = Field(4, ge=1)
+    every: int = Field(25, ge=1)
+    fraction: float = Field(0.6, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _level(self) -> Self:
+        if self.step == "cps" and self.noise_level > 1:
+            raise ValueError(f"sde.noise_level must be at most 1 for step 'cps', got {self.noise_level:g}")
+        return self
+
+    def trained_steps(self, steps: int) -> int:
+        """How many steps of a run of `steps` are trained; the last one never is."""
+        return {"all": steps - 1, "fraction": int((steps - 1) * self.fraction)}.get(self.window, self.size)
+
+
 class SamplerConfig(Section):
     """The denoising loop over the shifted flow schedule."""
 
-    solver: Literal["euler", "heun", "dpm2"] = "dpm2"
-    """`dpm2`: second-order multistep, one model call a step (first and last step first order). `heun`: two calls."""
+    solver: Literal["euler", "heun", "dpm2", "sde"] = "dpm2"
+    """`dpm2`: second-order multistep, one model call a step (first and last step first order). `heun`: two calls.
+    `sde`: groups are sampled with the stochastic steps of `sde`; evaluation takes Euler's."""
+    sde: SDEConfig = SDEConfig()
+    """Read only by solver `sde`."""
     steps: int = Field(10, ge=1)
     shift: Shift = "flux2"
     """exp(mu) of the resolution shift, or FLUX.2's empirical mu from token count and steps."""

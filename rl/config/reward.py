@@ -20,6 +20,8 @@ class RewardConfig(Section):
     weight: float = Field(1.0, gt=0)
     scale: float = Field(1.0, gt=0)
     """The reward's natural unit, by which raw scores are divided in logs and against the advantage's std floor."""
+    attribute: Literal["fidelity", "perceptual"] | None = None
+    """Which set of `advantage.aggregation: attribute_aware` it belongs to; the others do not read it."""
     options: dict[str, float | int | str | bool] = {}
     """Passed to the metric's constructor."""
     replicas: int = Field(1, ge=1)

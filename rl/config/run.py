@@ -7,7 +7,15 @@ from pydantic import Field, model_validator
 from rl.config.base import Section
 from rl.config.data import DataConfig
 from rl.config.monitor import MonitorConfig
-from rl.config.objective import AdvantageConfig, LearnerConfig, NFTConfig
+from rl.config.objective import (
+    AdvantageConfig,
+    DiffusionDPOConfig,
+    GDPOConfig,
+    GRPOConfig,
+    LearnerConfig,
+    NFTConfig,
+    ObjectiveConfig,
+)
 from rl.config.policy import PolicyConfig, RolloutConfig
 from rl.config.reward import RewardConfig
 
@@ -73,7 +81,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     rewards: list[RewardConfig] = Field(min_length=1)
     advantage: AdvantageConfig = AdvantageConfig()
-    objective: NFTConfig = NFTConfig()
+    objective: ObjectiveConfig = NFTConfig()
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointSection = CheckpointSection()
     eval: EvalSection = EvalSection()
@@ -84,6 +92,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         self._check_group()
+        self._check_objective()
+        self._check_attributes()
         self._check_size()
         self._check_learner()
         self._check_devices()
@@ -98,11 +108,71 @@ class RunConfig(Section):
                 f"rollout.group_size must be at least 2, got {self.rollout.group_size}: a group of one has no "
                 "relative advantage (LucidNFT uses 12)"
             )
-        if self.policy.type in ONE_STEP_POLICIES and not self.objective.allow_one_step:
+
+    def _check_objective(self) -> None:
+        objective, one_step = self.objective, self.policy.type in ONE_STEP_POLICIES
+        if isinstance(objective, NFTConfig) and one_step and not objective.allow_one_step:
             raise ValueError(
                 f"objective 'nft' needs a multi-step generator, got policy '{self.policy.type}' (DiffusionNFT's "
                 "authors: unsupported); use objective gdpo, or set objective.allow_one_step: true"
             )
+        if isinstance(objective, GDPOConfig | DiffusionDPOConfig) and not one_step:
+            raise ValueError(
+                f"objective '{objective.type}' needs a one-step generator, got policy '{self.policy.type}'; write "
+                "objective.type=nft, or policy.type=naosd"
+            )
+        if isinstance(objective, GRPOConfig) and one_step:
+            raise ValueError(
+                f"objective 'grpo' needs a multi-step generator, got policy '{self.policy.type}': one step has no "
+                "trajectory to take a likelihood of; write objective.type=gdpo"
+            )
+        self._check_sde()
+
+    def _check_sde(self) -> None:
+        objective, sampler = self.objective, self.rollout.sampler
+        if not isinstance(objective, GRPOConfig):
+            if sampler.solver == "sde":
+                raise ValueError(
+                    f"rollout.sampler.solver 'sde' is read only by objective 'grpo', got '{objective.type}'; write "
+                    "rollout.sampler.solver=dpm2"
+                )
+            return
+        if sampler.solver != "sde":
+            raise ValueError(
+                f"objective 'grpo' needs a stochastic sampler, got rollout.sampler.solver '{sampler.solver}': an ODE "
+                "has no likelihood; write rollout.sampler.solver=sde"
+            )
+        if objective.guard and sampler.sde.step == "cps":
+            raise ValueError(
+                "objective.guard needs a step with a density, got rollout.sampler.sde.step 'cps'; write "
+                "rollout.sampler.sde.step=flow_sde"
+            )
+        span = sampler.steps // 2 if sampler.sde.window == "random" else sampler.steps - 1
+        if not 1 <= self.micro_batches_per_group <= span:
+            raise ValueError(
+                f"rollout.sampler.sde.window '{sampler.sde.window}' must train 1 to {span} of {sampler.steps} steps, "
+                f"got {self.micro_batches_per_group}; change sde.size, sde.fraction or steps"
+            )
+
+    def _check_attributes(self) -> None:
+        how = self.advantage
+        if how.aggregation != "attribute_aware":
+            return
+        unnamed = [reward.name for reward in self.rewards if reward.attribute is None]
+        if unnamed:
+            raise ValueError(
+                f"rewards {unnamed} need attribute: fidelity or perceptual for advantage.aggregation attribute_aware"
+            )
+        if how.detail_share is None and not self.data.has_hr:
+            raise ValueError(
+                f"advantage.aggregation attribute_aware reads each HR image's detailed share, data.kind "
+                f"'{self.data.kind}' has none; write advantage.detail_share=0.5"
+            )
+        kinds = {reward.attribute for reward in self.rewards}
+        needed = {"fidelity": how.detail_share != 1.0, "perceptual": how.detail_share != 0.0}
+        missing = [kind for kind, is_needed in needed.items() if is_needed and kind not in kinds]
+        if missing:
+            raise ValueError(f"advantage.aggregation attribute_aware needs a reward of attribute {missing}, got none")
 
     def _check_size(self) -> None:
         multiple = SIZE_MULTIPLES[self.policy.type]
@@ -123,15 +193,15 @@ class RunConfig(Section):
                 f"train.groups_per_step must be divisible by learner.ranks {ranks}, got {groups}: a group is never "
                 "split over ranks"
             )
-        if self.timesteps_per_member < 1:
+        if isinstance(self.objective, NFTConfig) and self.micro_batches_per_group < 1:
             raise ValueError(
                 f"objective.timestep_fraction {self.objective.timestep_fraction} of {self.rollout.sampler.steps} "
                 "sampler steps leaves no timestep to train on; raise one of them"
             )
         if self.micro_batches_per_rank % self.learner.updates_per_batch:
             raise ValueError(
-                f"learner.updates_per_batch must divide the {self.micro_batches_per_rank} (group, timestep) "
-                f"micro-batches of a rank, got {self.learner.updates_per_batch}"
+                f"learner.updates_per_batch must divide the {self.micro_batches_per_rank} micro-batches of a rank "
+                f"(groups x {self.micro_batches_per_group}), got {self.learner.updates_per_batch}"
             )
 
     def _check_devices(self) -> None:
@@ -147,13 +217,13 @@ class RunConfig(Section):
                 raise ValueError(f"{key} must be 0 for policy.device 'cpu', got {gpus:g}; write policy.device=cuda")
 
     @property
-    def timesteps_per_member(self) -> int:
-        """floor(steps * fraction), DiffusionNFT's number of trained grid points."""
-        return int(self.rollout.sampler.steps * self.objective.timestep_fraction)
+    def micro_batches_per_group(self) -> int:
+        """How many micro-batches the objective makes of one group."""
+        return self.objective.micro_batches_per_group(self.rollout.sampler)
 
     @property
     def micro_batches_per_rank(self) -> int:
-        return self.train.groups_per_step // self.learner.ranks * self.timesteps_per_member
+        return self.train.groups_per_step // self.learner.ranks * self.micro_batches_per_group
 
     @property
     def micro_batches_per_update(self) -> int:

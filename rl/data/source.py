@@ -9,6 +9,7 @@ import numpy as np
 from rl.config.data import DataConfig
 from rl.data.degradation import degrade
 from rl.data.photos import IMAGE_SUFFIXES, list_images, load_photos, load_rgb
+from rl.data.prompts import load_prompts
 from rl.errors import InputError
 from rl.seeding import derive_seed
 from rl.types import U8, SRTask
@@ -33,6 +34,7 @@ class TaskSource:
         self.names = tuple(photos)
         self._photos = photos
         self._hr = self._load_pairs() if config.kind == "paired" else {}
+        self._prompts = load_prompts(config, self.names)
 
     def _load_pairs(self) -> dict[str, U8]:
         folder = Path(self.config.hr_path or "").expanduser()
@@ -75,7 +77,7 @@ class TaskSource:
             if self.config.kind == "paired":
                 y, x = (side * scale for side in at)
                 hr = self._hr[name][y : y + self.config.crop, x : x + self.config.crop]
-        return SRTask(ordinal, lr_id, _chw(lr), None if hr is None else _chw(hr), scale, self.seed)
+        return SRTask(ordinal, lr_id, _chw(lr), None if hr is None else _chw(hr), scale, self.seed, self._prompts[name])
 
     def grid(self, count: int) -> list[SRTask]:
         """`count` tasks spread evenly over a non-overlapping grid of crops of all images, the same in every run:

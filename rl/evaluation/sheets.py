@@ -34,7 +34,8 @@ class SampleRow:
     scores: Mapping[str, float]
     """Raw, in each metric's own unit."""
     advantage: float
-    r: float
+    r: float | None
+    """The reward weight, where the objective has one."""
     lr: U8
     image: U8
 
@@ -75,11 +76,12 @@ def bicubic_upscale(lr: U8, scale: int) -> U8:
 
 
 def sample_rows(
-    task: SRTask, group: RolloutGroup, table: RewardTable, advantages: F64, r: F64
+    task: SRTask, group: RolloutGroup, table: RewardTable, advantages: F64, r: F64 | None
 ) -> tuple[SampleRow, ...]:
-    """The members of a group; advantages and r are `[G]`."""
+    """The members of a group; advantages and r are `[G]`, r None where the objective has none."""
     members = len(group.member_seeds)
-    shapes = (group.images.shape[0], table.scores.shape[0], *advantages.shape, *r.shape)
+    weights = advantages if r is None else r
+    shapes = (group.images.shape[0], table.scores.shape[0], *advantages.shape, *weights.shape)
     if shapes != (members,) * 4 or not task.ordinal == group.ordinal == table.ordinal:
         raise ValueError(
             f"sample sheet: expected {members} images, scores, advantages and r of ordinal {task.ordinal}, "
@@ -94,7 +96,7 @@ def sample_rows(
             seed=group.member_seeds[member],
             scores=dict(zip(table.names, map(float, table.scores[member]), strict=True)),
             advantage=float(advantages[member]),
-            r=float(r[member]),
+            r=None if r is None else float(r[member]),
             lr=task.lr,
             image=group.images[member],
         )
@@ -103,7 +105,7 @@ def sample_rows(
 
 
 def write_sample_sheet(
-    path: Path, task: SRTask, group: RolloutGroup, table: RewardTable, advantages: F64, r: F64
+    path: Path, task: SRTask, group: RolloutGroup, table: RewardTable, advantages: F64, r: F64 | None
 ) -> tuple[SampleRow, ...]:
     """LR, HR where there is one, then every member with its scores; the same facts as JSON beside the PNG."""
     rows = sample_rows(task, group, table, advantages, r)
@@ -146,7 +148,7 @@ def _member_lines(row: SampleRow, mark: str) -> tuple[str, ...]:
     scores = tuple(f"{name} {score:.5g}" for name, score in row.scores.items())
     return (
         f"member {row.member}{mark}",
-        f"advantage {row.advantage:+.3f}   r {row.r:.3f}",
+        f"advantage {row.advantage:+.3f}" + ("" if row.r is None else f"   r {row.r:.3f}"),
         *scores,
         f"seed {row.seed}",
     )

@@ -65,6 +65,9 @@ class OneStepPolicy(Generator, Protocol):
     def epsilon(self, z_t: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """Predicted noise `[B, C, h, w]` at t_diff; one condition per run of B / len members."""
 
+    def clean(self, z_t: Tensor, e: Tensor) -> Tensor:
+        """x0 `[B, C, h, w]` from z~ and the predicted noise."""
+
     def generate(self, eps: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """x0 `[B, C, h, w]` from noise, one model call."""
 

@@ -28,7 +28,7 @@ def test_labels_and_texts_stand_in_two_columns() -> None:
 def test_numbers_follow_from_the_recipe_and_what_is_missing_is_said() -> None:
     text = plan_text(validate(RunConfig, RAW, "test"))
     assert "4 groups x 3 images of 128 px, 10 dpm2 steps each" in text
-    assert "9 of 10 timesteps a member, 3 forwards each, 1 optimiser step(s) of 36 micro-batches" in text
+    assert "nft: 9 micro-batch(es) a group, 3 forwards each, 1 optimiser step(s) of 36 micro-batches" in text
     assert "120 images" in text
     assert "MISSING here: policy.path '/nowhere'" in text
     assert "MISSING here: nowhere" in text

@@ -95,3 +95,40 @@ def test_an_interrupt_saves_the_step_in_progress_and_the_run_goes_on(tmp_path: P
     more = isrl(f"train.steps={len(done) + 1}", *arguments, "--resume")
     assert more.returncode == 0, more.stdout + more.stderr
     assert [step["policy/version"] for step in metrics(run)] == [*done, len(done) + 1]
+
+
+OBJECTIVES = {
+    "gdpo": (
+        "objective={type: gdpo}",
+        "rewards=[{name: psnr, type: pyiqa, attribute: fidelity}, {name: piqe, type: pyiqa, attribute: perceptual}]",
+        "advantage={aggregation: attribute_aware, eps: 1.0e-8}", "data.prompt=a wall", "eval.data.prompt=a wall",
+    ),
+    "diffusion_dpo": ("objective={type: diffusion_dpo, sample_from: policy}",),
+    "grpo": ("objective={type: grpo}", "rollout.sampler.solver=sde"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", ["gdpo", *(pytest.param(k, marks=pytest.mark.slow) for k in ("diffusion_dpo", "grpo"))]
+)
+def test_every_objective_trains_three_steps(kind: str, tmp_path: Path, tiny_sd21_folder: Path) -> None:
+    """One-step policies by preference, flows by policy gradient, on the same roles; fresh ratios are exactly 1."""
+    one_step = (
+        () if kind == "grpo" else (f"policy={{type: naosd, path: {tiny_sd21_folder}, lora: {{rank: 4, alpha: 8}}}}",)
+    )
+    done = isrl(
+        f"run.dir={tmp_path}/run", "train.steps=3", "learner.updates_per_batch=1", *one_step, *OBJECTIVES[kind],
+        "learner.zero_stage=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained = [step for step in metrics(tmp_path / "run") if "loss/total" in step]
+    assert [step["policy/version"] for step in trained] == [1, 2, 3]
+    assert all(step["optim/grad_norm"] > 0 for step in trained)
+    if kind == "grpo":
+        assert [step["ratio/fresh_deviation"] for step in trained] == [0.0] * 3
+    else:
+        # ln 2 where policy and reference are equal, that is before the first update
+        assert trained[0]["loss/total"] == pytest.approx(0.6931, abs=1e-3)
+        assert trained[2]["loss/drift"] > 0
+    header = read_lora_header(tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors")
+    assert header["isrl"]["step"] == 3

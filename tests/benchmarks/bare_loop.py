@@ -14,18 +14,17 @@ import numpy as np
 import torch
 
 from learner.engine import build_optimizer
-from learner.step import NFTModule, micro_batches
+from learner.objectives import build_objective
 from rewards.server import RewardServer
 from rl.advantages import AGGREGATIONS
 from rl.config.load import load_config
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
-from rl.flow.sampler import sample
-from rl.flow.schedule import flow_sigmas
-from rl.objectives.nft import ema_decay, old_decay
+from rl.objectives.nft import ema_decay
 from rl.policies import load_policy
 from rl.policies.base import member_noise, to_uint8
 from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters, using
+from rl.sampling import draw
 from rl.seeding import derive_seed, member_seeds
 from rl.types import F64, RolloutGroup, SRTask, TrainGroup
 
@@ -53,7 +52,7 @@ class BareLoop:
         for parameter in self.old.values():
             parameter.requires_grad_(False)
         self.ema = {name: p.detach().clone() for name, p in self.theta.items()}
-        self.module = NFTModule(self.policy, config.objective)
+        self.objective = build_objective(self.policy, config)
         self.optimizer = build_optimizer(list(self.theta.values()), config.learner.optimizer)
         self.source = TaskSource(config.data, config.seed)
         self.servers = [RewardServer(reward) for reward in config.rewards]
@@ -62,14 +61,9 @@ class BareLoop:
     @torch.no_grad()
     def rollout(self, task: SRTask, seeds: tuple[int, ...], adapter: str = OLD) -> RolloutGroup:
         condition = self.policy.encode(task.lr, task.scale)
-        sampler = self.config.rollout.sampler
-        sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=condition.latents[0, 0].numel())
         noise = member_noise(seeds, self.policy.latent_shape(condition), self.policy.device)
         with using(self.policy.backbone, adapter):
-            x0 = sample(
-                lambda x, s: self.policy.velocity(x, x.new_full((len(x),), s), [condition]),
-                noise, sigmas, sampler.solver,
-            )  # fmt: skip
+            x0 = draw(self.policy, noise, [condition], self.config.rollout.sampler)
         images = to_uint8(self.policy.decode(x0)).numpy()
         return RolloutGroup(task.ordinal, task.lr_id, 0, "", seeds, x0.numpy(), images)
 
@@ -99,10 +93,10 @@ class BareLoop:
 
     def train(self, groups: list[TrainGroup]) -> None:
         config = self.config
-        batches = micro_batches(groups, self.policy, config)
+        batches = self.objective.micro_batches(groups, 0)
         for _ in range(config.learner.updates_per_batch):
             for _ in range(config.micro_batches_per_update):
-                (self.module(next(batches)).total / config.micro_batches_per_update).backward()
+                (self.objective(next(batches)).total / config.micro_batches_per_update).backward()
             torch.nn.utils.clip_grad_norm_(list(self.theta.values()), config.learner.optimizer.grad_clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -110,7 +104,7 @@ class BareLoop:
             with torch.no_grad():
                 for name, p in self.theta.items():
                     self.ema[name].lerp_(p, 1 - ema_decay(config.learner.ema_decay, self.updates))
-        eta = old_decay(config.objective.old_decay.schedule, self.updates)
+        eta = self.objective.old_decay(self.updates)
         with torch.no_grad():
             for name, p in self.theta.items():
                 self.old[name].lerp_(p, 1 - eta)

@@ -26,6 +26,7 @@ from actors.monitor import Monitor
 from actors.reward_server import RewardActor
 from rl.config.load import validate
 from rl.config.run import RunConfig
+from rl.metrics import Key
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
 
 REWARD = """
@@ -69,7 +70,7 @@ class FreeLearner:
         assert all(len(group.latents) == len(a) for group, a in zip(groups, advantages, strict=True))
         self.version += 1
         return SimpleNamespace(
-            version=self.version, updates=self.version, loss_total=0.0, loss_policy=0.0, loss_kl=0.0, drift=0.0,
+            version=self.version, updates=self.version, losses={Key.LOSS_TOTAL: 0.0},
             grad_norm=0.0, lr=0.0, train_s=0.0,
         )  # fmt: skip
 

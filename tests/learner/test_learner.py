@@ -9,7 +9,7 @@ import torch
 
 from learner.engine import build_optimizer
 from learner.learner import Learner
-from learner.step import NFTModule, micro_batches
+from learner.objectives import build_objective
 from rl.config.run import RunConfig
 from rl.policies import load_policy
 from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters
@@ -60,14 +60,12 @@ def plain_adamw(config: RunConfig, groups: list[TrainGroup]) -> dict[str, torch.
     theta = adapter_parameters(policy.backbone, POLICY)
     for parameter in adapter_parameters(policy.backbone, OLD).values():
         parameter.requires_grad_(False)
-    module, optimizer = (
-        NFTModule(policy, config.objective),
-        build_optimizer([*theta.values()], config.learner.optimizer),
-    )
-    batches = micro_batches(groups, policy, config)
+    objective = build_objective(policy, config)
+    optimizer = build_optimizer([*theta.values()], config.learner.optimizer)
+    batches = objective.micro_batches(groups, 0)
     for _ in range(config.learner.updates_per_batch):
         for _ in range(config.micro_batches_per_update):
-            (module(next(batches)).total / config.micro_batches_per_update).backward()
+            (objective(next(batches)).total / config.micro_batches_per_update).backward()
         torch.nn.utils.clip_grad_norm_([*theta.values()], config.learner.optimizer.grad_clip)
         optimizer.step()
         optimizer.zero_grad()

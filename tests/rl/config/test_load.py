@@ -43,7 +43,7 @@ def test_the_recipes_are_found() -> None:
 def test_dump_and_load_are_inverse(path: Path, tmp_path: Path) -> None:
     """What a run writes to config.yaml starts the same run."""
     config = load_config(
-        path, ["objective.beta=0.1", "rewards.0.weight=2.5", "data.degradation={first: {blur_sigma: [1, 2]}}"]
+        path, ["learner.ema_decay=0.1", "rewards.0.weight=2.5", "data.degradation={first: {blur_sigma: [1, 2]}}"]
     )
     copy = tmp_path / "config.yaml"
     copy.write_text(dump_config(config))
@@ -114,7 +114,7 @@ def test_a_mistake_in_a_value_of_two_forms_is_one_line(recipe: Path, override: s
         ("data.path.0=x", "'data.path' is 'skimage:camera', which has no key '0'"),
         ("train.steps=many", r"train.steps: .*valid integer.* \(got 'many'\)"),
         ("train.steps=1.5", r"train.steps: .*integer.* \(got 1.5\)"),
-        ("rollout.sampler.solver=ddim", r"solver: Input should be 'euler', 'heun' or 'dpm2' \(got 'ddim'\)"),
+        ("rollout.sampler.solver=ddim", r"solver: Input should be 'euler', 'heun', 'dpm2' or 'sde' \(got 'ddim'\)"),
     ],
 )
 def test_a_wrong_override_is_one_readable_line(recipe: Path, override: str, message: str) -> None:
@@ -158,7 +158,7 @@ def test_derived_numbers() -> None:
     """DiffusionNFT's 10 steps at 0.99 train 9 points; 4 groups on 2 ranks are 18 micro-batches a rank, 9 an update."""
     raw = {**MINIMAL, "learner": {"ranks": 2, "updates_per_batch": 2, "cpus_per_rank": 2}}
     config = validate(RunConfig, raw, "test")
-    assert config.timesteps_per_member == 9
+    assert config.micro_batches_per_group == 9
     assert (config.micro_batches_per_rank, config.micro_batches_per_update) == (18, 9)
     assert config.total_cpus == 1 + 1 + 2 * 2
 

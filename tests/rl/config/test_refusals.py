@@ -33,7 +33,7 @@ REFUSALS = {
     ),
     "updates over micro-batches": (
         ["learner.updates_per_batch=5"],
-        "learner.updates_per_batch must divide the 36 (group, timestep) micro-batches of a rank, got 5",
+        "learner.updates_per_batch must divide the 36 micro-batches of a rank (groups x 9), got 5",
     ),
     "no timestep": (
         ["rollout.sampler.steps=1"],

@@ -1,15 +1,16 @@
 """From groups to losses, without DeepSpeed: which micro-batches there are, and what the loss module computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from learner.step import MicroBatch, NFTModule, micro_batches
+from learner.objectives.nft import NFTBatch, NFTObjective
 from rl.config.run import RunConfig
 from rl.flow.schedule import flow_sigmas
+from rl.metrics import Key
 from rl.objectives.nft import noised
 from rl.policies import load_policy
 from rl.policies.base import Policy
@@ -34,6 +35,15 @@ def policy(config: RunConfig) -> Policy:
     return policy
 
 
+def micro_batches(groups: list[TrainGroup], policy: Policy, config: RunConfig) -> Iterator[NFTBatch]:
+    return NFTObjective(policy, config).micro_batches(groups, 0)
+
+
+def with_kl(config: RunConfig, kl_weight: float) -> RunConfig:
+    objective = config.objective.model_copy(update={"kl_weight": kl_weight})
+    return config.model_copy(update={"objective": objective})
+
+
 @torch.no_grad()
 def randomise(policy: Policy, adapter: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -51,7 +61,7 @@ def make_group(ordinal: int, advantages: tuple[float, ...] = (-9.0, -1.0, 0.0, 2
     return TrainGroup(SRTask(ordinal, "photo", lr, None, 4, 0), group, np.array(advantages))
 
 
-def tensors(batch: MicroBatch) -> tuple[Tensor, ...]:
+def tensors(batch: NFTBatch) -> tuple[Tensor, ...]:
     return batch.x0, batch.eps, batch.t, batch.r, batch.condition.latents
 
 
@@ -102,7 +112,7 @@ def test_the_module_uses_policy_old_and_base(policy: Policy, config: RunConfig) 
     randomise(policy, POLICY, 1)
     randomise(policy, OLD, 2)
     batch = next(micro_batches([make_group(0)], policy, config))
-    loss = NFTModule(policy, config.objective)(batch)
+    loss = NFTObjective(policy, config)(batch)
     x_t = noised(batch.x0, batch.eps, batch.t)
     with torch.no_grad():
         v = {}
@@ -111,24 +121,24 @@ def test_the_module_uses_policy_old_and_base(policy: Policy, config: RunConfig) 
                 v[name] = policy.velocity(x_t, batch.t, [batch.condition])
     drift, kl = ((v[POLICY] - v[name]).square().mean().item() for name in (OLD, None))
     assert drift > 1e-4 and kl > 1e-4 and abs(drift - kl) > 1e-4
-    assert loss.drift.item() == pytest.approx(drift, rel=1e-5)
-    assert loss.kl.item() == pytest.approx(kl, rel=1e-5)
-    assert loss.total.item() == pytest.approx(loss.policy.item() + 0.01 * kl, rel=1e-5)
+    assert loss.terms[Key.LOSS_DRIFT].item() == pytest.approx(drift, rel=1e-5)
+    assert loss.terms[Key.LOSS_KL].item() == pytest.approx(kl, rel=1e-5)
+    assert loss.total.item() == pytest.approx(loss.terms[Key.LOSS_POLICY].item() + 0.01 * kl, rel=1e-5)
 
 
 def test_on_the_behaviour_there_is_no_drift(policy: Policy, config: RunConfig) -> None:
     """Equal adapters differ by float32 rounding only: attention takes another kernel where no gradient is needed."""
     randomise(policy, POLICY, 1)
     copy_adapter(adapter_parameters(policy.backbone, POLICY), adapter_parameters(policy.backbone, OLD))
-    loss = NFTModule(policy, config.objective)(next(micro_batches([make_group(0)], policy, config)))
-    assert loss.drift.item() < 1e-12
-    assert loss.kl.item() > 1e-4
+    loss = NFTObjective(policy, config)(next(micro_batches([make_group(0)], policy, config)))
+    assert loss.terms[Key.LOSS_DRIFT].item() < 1e-12
+    assert loss.terms[Key.LOSS_KL].item() > 1e-4
 
 
 def test_only_the_trained_adapter_gets_a_gradient(policy: Policy, config: RunConfig) -> None:
     randomise(policy, POLICY, 1)
     randomise(policy, OLD, 2)
-    loss = NFTModule(policy, config.objective)(next(micro_batches([make_group(0)], policy, config)))
+    loss = NFTObjective(policy, config)(next(micro_batches([make_group(0)], policy, config)))
     loss.total.backward()
     trained = adapter_parameters(policy.backbone, POLICY)
     assert all(parameter.grad is not None and parameter.grad.norm() > 0 for parameter in trained.values())
@@ -140,12 +150,12 @@ def test_one_step_moves_good_members_closer_and_bad_ones_away(policy: Policy, co
     """After one small gradient step the velocity error of the rewarded members falls and of the others rises."""
     randomise(policy, POLICY, 1)
     copy_adapter(adapter_parameters(policy.backbone, POLICY), adapter_parameters(policy.backbone, OLD))
-    module = NFTModule(policy, config.objective.model_copy(update={"kl_weight": 0.0}))
+    objective = NFTObjective(policy, with_kl(config, 0.0))
     for advantages, sign in (((3.0,) * 4, -1), ((-3.0,) * 4, 1)):
         batch = next(micro_batches([make_group(0, advantages)], policy, config))
         trained = adapter_parameters(policy.backbone, POLICY)
         before = velocity_error(policy, batch)
-        gradients = torch.autograd.grad(module(batch).total, list(trained.values()))
+        gradients = torch.autograd.grad(objective(batch).total, list(trained.values()))
         with torch.no_grad():
             for parameter, gradient in zip(trained.values(), gradients, strict=True):
                 parameter -= 1e-3 * gradient
@@ -154,7 +164,7 @@ def test_one_step_moves_good_members_closer_and_bad_ones_away(policy: Policy, co
 
 
 @torch.no_grad()
-def velocity_error(policy: Policy, batch: MicroBatch) -> float:
+def velocity_error(policy: Policy, batch: NFTBatch) -> float:
     """mean of the normalised squared x0 error, the quantity that a good member's loss pulls down."""
     x_t = noised(batch.x0, batch.eps, batch.t)
     error = policy.velocity(x_t, batch.t, [batch.condition]) - (batch.eps - batch.x0)
@@ -170,6 +180,6 @@ def test_without_kl_the_reference_forward_is_skipped(policy: Policy, config: Run
     counts = []
     for kl_weight in (0.01, 0.0):
         calls.clear()
-        NFTModule(policy, config.objective.model_copy(update={"kl_weight": kl_weight}))(batch)
+        NFTObjective(policy, with_kl(config, kl_weight))(batch)
         counts.append(len(calls))
     assert counts == [3, 2]

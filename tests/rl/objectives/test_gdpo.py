@@ -1,0 +1,122 @@
+"""GDPO's loss against numbers of its published code, and the laws that its docstring states.
+
+The golden values are of Joyies/GDPO at e93d643: the lines of `GDPOSR/train/train_GDPOSR.py` from `model_losses =` to
+`loss = gdpo_loss` run unchanged in float64 on the tensors that `Case` builds.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rl.objectives.gdpo import dpo_loss, gdpo_loss, sample_error
+
+OMEGA = 5000.0
+
+
+def wave(frequency: float, *shape: int) -> Tensor:
+    """sin(frequency k), k = 1, 2, ...: the same tensor under every torch."""
+    count = int(np.prod(shape))
+    return torch.sin(frequency * torch.arange(1, count + 1, dtype=torch.float64)).view(shape)
+
+
+@dataclass
+class Case:
+    """N groups of G members; `distance` is how far the policy's prediction is from the reference's."""
+
+    groups: int
+    members: int
+    distance: float
+
+    def __post_init__(self) -> None:
+        shape = (self.groups * self.members, 4, 4, 5)
+        self.eps = wave(1.9, *shape)
+        self.reference = self.eps + 0.3 * wave(2.3, *shape)
+        self.prediction = (self.reference + self.distance * wave(3.1, *shape)).requires_grad_()
+        r = wave(5.3, self.groups, self.members)
+        self.advantages = (r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-8)
+
+    def errors(self) -> tuple[Tensor, Tensor]:
+        e_theta = sample_error(self.prediction, self.eps).view(self.groups, self.members)
+        return e_theta, sample_error(self.reference, self.eps).view(self.groups, self.members)
+
+    def gdpo(self) -> tuple[Tensor, Tensor]:
+        return gdpo_loss(*self.errors(), self.advantages, OMEGA)
+
+
+GOLDEN = {
+    "start": (
+        (1, 6, 0.0), 0.6931471805599453, [0.0],
+        [-7.465982041486749, -11.074383865523082, 3.8322732419804404],
+    ),
+    "six": (
+        (1, 6, 0.02), 0.6521311379989203, [0.08378662148051524],
+        [-7.179981811030724, -10.924915947271092, 3.5180135422750665],
+    ),
+    "two groups": (
+        (2, 4, 0.05), 1.089661865031111, [1.3626888887211321, -1.7981780360923176],
+        [-0.9986743054800548, -1.671339778973112, 6.87451682760427],
+    ),
+    "pair": (
+        (1, 2, 0.03), 0.6399371647693587, [0.10941124520148088],
+        [4.699270159302199, -6.544621158315307, -5.687262640983105],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_loss_and_gradient_equal_the_published_code(name: str) -> None:
+    size, loss, inside, gradient = GOLDEN[name]
+    case = Case(*size)
+    total, got = case.gdpo()
+    torch.autograd.backward(total)
+    assert float(total.detach()) == pytest.approx(loss, rel=1e-10)
+    assert got.tolist() == pytest.approx(inside, rel=1e-10, abs=1e-12)
+    g = case.prediction.grad
+    assert g is not None
+    assert [float(g[0, 0, 0, 0]), float(g[1, 2, 3, 4]), float(g[-1, 3, 1, 2])] == pytest.approx(gradient, rel=1e-10)
+
+
+def test_at_the_reference_the_loss_is_ln_2() -> None:
+    assert float(Case(3, 6, 0.0).gdpo()[0]) == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_two_members_are_diffusion_dpo_at_omega_over_sqrt_2() -> None:
+    case = Case(3, 2, 0.05)
+    total, inside = case.gdpo()
+    other, dpo_inside = dpo_loss(*case.errors(), case.advantages, OMEGA / math.sqrt(2))
+    assert float(total) == pytest.approx(float(other), rel=1e-6)
+    torch.testing.assert_close(inside, dpo_inside, rtol=1e-6, atol=1e-9)
+
+
+def test_dpo_takes_the_best_and_the_worst_member_alone() -> None:
+    """inside = -beta/2 (d_best - d_worst); members between them have no gradient."""
+    e_theta = torch.tensor([[0.3, 0.1, 0.4, 0.2]], requires_grad=True)
+    e_ref = torch.tensor([[0.25, 0.25, 0.25, 0.25]])
+    total, inside = dpo_loss(e_theta, e_ref, torch.tensor([[0.1, 1.5, -1.6, 0.0]]), 100.0)
+    assert float(inside) == pytest.approx(-50 * (-0.15 - 0.15), rel=1e-5)
+    torch.autograd.backward(total)
+    assert e_theta.grad is not None and e_theta.grad[0, [0, 3]].tolist() == [0.0, 0.0]
+    # descending raises the error on the worst member and lowers it on the best
+    assert e_theta.grad[0, 1] > 0 > e_theta.grad[0, 2]
+
+
+def test_a_group_without_a_preference_has_no_gradient() -> None:
+    """All advantages 0, what tied rewards become: ln 2 and a gradient of exactly 0, not NaN."""
+    case = Case(1, 6, 0.05)
+    total, _ = gdpo_loss(*case.errors(), torch.zeros(1, 6, dtype=torch.float64), OMEGA)
+    torch.autograd.backward(total)
+    assert float(total) == pytest.approx(math.log(2), abs=1e-12)
+    assert case.prediction.grad is not None and float(case.prediction.grad.abs().max()) == 0.0
+
+
+def test_the_gradient_is_proportional_to_the_advantage_at_the_reference() -> None:
+    """dL/de_i = omega/4 A_i at policy = reference: sigma(0) = 1/2 times omega/2."""
+    e_ref = torch.rand(1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    e_theta = e_ref.clone().requires_grad_()
+    advantages = wave(5.3, 1, 6)
+    torch.autograd.backward(gdpo_loss(e_theta, e_ref, advantages, OMEGA)[0])
+    torch.testing.assert_close(e_theta.grad, OMEGA / 4 * advantages)
