@@ -76,6 +76,7 @@ def restore(  # noqa: PLR0913 - one parameter per option
     target: Annotated[Path, typer.Argument(metavar="OUT", help="An image file, or a folder.")],
     lora: Annotated[Path | None, typer.Option(help="A trained adapter, run.dir/lora/*.safetensors.")] = None,
     seed: Annotated[int, typer.Option(help="Noise seed; another seed is another candidate.")] = 0,
+    kind: Annotated[Literal["flux2sr", "naosd"], typer.Option("--type", help="Kind of policy.")] = "flux2sr",
     policy: Annotated[str, typer.Option(help="Embedded preset or a local diffusers folder.")] = "mini",
     scale: Annotated[int, typer.Option(min=1, max=8)] = 4,
     steps: Annotated[int, typer.Option(min=1)] = 10,
@@ -87,7 +88,7 @@ def restore(  # noqa: PLR0913 - one parameter per option
     """Super-resolve an image or a folder, with or without a trained adapter."""
     from actors.restore import RestoreJob
 
-    job = RestoreJob(lora, seed, policy, scale, steps, shift, colour, device, compare)
+    job = RestoreJob(lora, seed, kind, policy, scale, steps, shift, colour, device, compare)
     for written in job.run(source, target):
         typer.echo(str(written))
 

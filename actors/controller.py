@@ -165,8 +165,9 @@ class Controller:
         lanes: Sampling, pools: Sequence[RewardPool], step_s: float, lag_s: float,
     ) -> None:  # fmt: skip
         objective = self.config.objective
-        is_nft = isinstance(objective, NFTConfig)
-        r = to_reward_weight(batch.advantages, objective.adv_clip_max) if is_nft else None
+        r = None
+        if isinstance(objective, NFTConfig):
+            r = to_reward_weight(batch.advantages, objective.adv_clip_max)
         values = step_values(self.config, groups, batch, r, report, push, lanes.clock, pools, step_s, lag_s)
         lanes.clock = LaneClock()
         self._log(values)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from rl.config.load import validate
-from rl.config.policy import PolicyConfig, SamplerConfig
+from rl.config.policy import PolicyConfig, PolicyType, SamplerConfig
 from rl.data.photos import IMAGE_SUFFIXES, list_images, load_rgb
 from rl.errors import InputError
 from rl.evaluation.sheets import bicubic_upscale
@@ -26,6 +26,7 @@ class RestoreJob:
 
     lora: Path | None
     seed: int
+    type: PolicyType
     policy: str
     scale: int
     steps: int
@@ -62,7 +63,7 @@ class RestoreJob:
             yield out
 
     def _policy_config(self) -> PolicyConfig:
-        config = PolicyConfig(path=self.policy, device=self.device)
+        config = PolicyConfig(type=self.type, path=self.policy, device=self.device)
         policy_folder(config)
         if self.lora is not None:
             base = read_lora_header(self.lora)["isrl"].get("base")

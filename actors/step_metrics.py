@@ -43,7 +43,7 @@ def step_values(
 
 def _learner(report: "TrainReport") -> dict[str, Value]:
     return {
-        **report.losses,
+        **{str(key): value for key, value in report.losses.items()},
         Key.OPTIM_GRAD_NORM: report.grad_norm,
         Key.OPTIM_LR: report.lr,
         Key.OPTIM_UPDATES: float(report.updates),

@@ -2,12 +2,13 @@
 
     v(x) = sum_tiles w_k v_k(x) / sum_tiles w_k         at every denoising step, w_k a Gaussian over tile k
 
-Blending velocities instead of finished pixels keeps neighbouring tiles on one trajectory, so there are no seams. The
+Blending predictions (velocities, or the one noise prediction of a one-step policy) instead of finished pixels keeps
+neighbouring tiles on one trajectory, so there are no seams. The
 image is reflected up to the backbone's size multiple and cropped afterwards.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,8 @@ from rl.colour import COLOUR
 from rl.config.policy import SamplerConfig
 from rl.flow.sampler import sample
 from rl.flow.schedule import flow_sigmas
-from rl.policies.base import Condition, Policy, from_uint8, member_noise, to_uint8
+from rl.policies.base import Condition, FlowPolicy, Policy, from_uint8, member_noise, to_uint8
+from rl.sampling import ode_solver
 from rl.types import U8
 
 TILE_BATCH = 8
@@ -45,9 +47,14 @@ def restore_image(
     device = next(policy.backbone.parameters()).device
     noise = member_noise([seed], policy.latent_shape(condition), device)
     tile, overlap = tile_px // policy.size_multiple, overlap_px // policy.size_multiple
-    velocity = tiled_velocity(policy, condition, tile=tile, overlap=overlap)
-    sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=tile * tile)
-    pixels = policy.decode(sample(velocity, noise, sigmas, sampler.solver))[0].float()
+    if isinstance(policy, FlowPolicy):
+        velocity = tiled_velocity(policy, condition, tile=tile, overlap=overlap)
+        sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=tile * tile)
+        latents = sample(velocity, noise, sigmas, ode_solver(sampler))
+    else:
+        z_t = policy.noised(condition.latents, noise)
+        latents = policy.clean(z_t, tiled(policy.epsilon, z_t, condition, tile=tile, overlap=overlap))
+    pixels = policy.decode(latents)[0].float()
     height, width = lr.shape[1] * scale, lr.shape[2] * scale
     pixels = pixels[:, :height, :width].clamp(-1, 1)
     reference = from_uint8(torch.from_numpy(np.array(lr))[None]).to(device)
@@ -56,30 +63,43 @@ def restore_image(
 
 
 def tiled_velocity(
-    policy: Policy, condition: Condition, *, tile: int, overlap: int
+    policy: FlowPolicy, condition: Condition, *, tile: int, overlap: int
 ) -> Callable[[Tensor, float], Tensor]:
     """v over the whole latent grid `[1, C, h, w]`, `tile` and `overlap` in tokens."""
+
+    def velocity(x_t: Tensor, s: float) -> Tensor:
+        def predict(tiles: Tensor, conditions: Sequence[Condition]) -> Tensor:
+            return policy.velocity(tiles, tiles.new_full((len(tiles),), s), conditions)
+
+        return tiled(predict, x_t, condition, tile=tile, overlap=overlap)
+
+    return velocity
+
+
+def tiled(
+    predict: Callable[[Tensor, Sequence[Condition]], Tensor],
+    x: Tensor,
+    condition: Condition,
+    *,
+    tile: int,
+    overlap: int,
+) -> Tensor:
+    """One prediction over the latent grid `[1, C, h, w]` from predictions on tiles; `tile` and `overlap` in tokens."""
     if not 0 <= overlap < tile:
         raise ValueError(f"tiles: expected 0 <= overlap < tile, got overlap {overlap} and tile {tile} tokens")
     rows, columns = condition.latents.shape[2:]
     height, width = min(tile, rows), min(tile, columns)
-    corners = [(y, x) for y in _starts(rows, height, overlap) for x in _starts(columns, width, overlap)]
+    corners = [(top, left) for top in _starts(rows, height, overlap) for left in _starts(columns, width, overlap)]
     weight = _gaussian(height)[:, None] * _gaussian(width)[None, :]
-    parts = [crop_condition(condition, y, x, height, width) for y, x in corners]
-
-    def velocity(x_t: Tensor, s: float) -> Tensor:
-        total, norm = torch.zeros_like(x_t), torch.zeros_like(x_t[:, :1])
-        for batch in _batches(range(len(corners))):
-            tiles = [x_t[0, :, y : y + height, x : x + width] for y, x in (corners[i] for i in batch)]
-            t = torch.full((len(tiles),), s, device=x_t.device)
-            v = policy.velocity(torch.stack(tiles), t, [parts[i] for i in batch]).float()
-            for i, value in zip(batch, v, strict=True):
-                y, x = corners[i]
-                total[0, :, y : y + height, x : x + width] += weight.to(value) * value
-                norm[0, :, y : y + height, x : x + width] += weight.to(value)
-        return total / norm
-
-    return velocity
+    total, norm = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+    for batch in _batches(range(len(corners))):
+        cut = [corners[i] for i in batch]
+        tiles = torch.cat([x[:, :, top : top + height, left : left + width] for top, left in cut])
+        parts = [crop_condition(condition, top, left, height, width) for top, left in cut]
+        for (top, left), value in zip(cut, predict(tiles, parts).float(), strict=True):
+            total[0, :, top : top + height, left : left + width] += weight.to(value) * value
+            norm[0, :, top : top + height, left : left + width] += weight.to(value)
+    return total / norm
 
 
 def crop_condition(condition: Condition, y: int, x: int, height: int, width: int) -> Condition:

@@ -34,8 +34,12 @@ def draw(policy: Policy, noise: Tensor, conditions: Sequence[Condition], sampler
     def velocity(x: Tensor, s: float) -> Tensor:
         return policy.velocity(x, x.new_full((len(x),), s), conditions).float()
 
-    solver: Solver = "euler" if sampler.solver == "sde" else sampler.solver
-    return sample(velocity, noise, grid_sigmas(sampler, conditions[0]), solver)
+    return sample(velocity, noise, grid_sigmas(sampler, conditions[0]), ode_solver(sampler))
+
+
+def ode_solver(sampler: SamplerConfig) -> Solver:
+    """The deterministic solver of an evaluation; Euler's where groups are sampled stochastically."""
+    return "euler" if sampler.solver == "sde" else sampler.solver
 
 
 def step_window(sampler: SamplerConfig, seed: int, iteration: int) -> SDEWindow:
@@ -57,10 +61,9 @@ def draw_trajectory(
     keep_mean: bool,
 ) -> tuple[Tensor, TrajectoryRecord]:
     """Clean latents `[G, C, h, w]` and the record of the trained steps; a member's noise derives from its seed."""
-    sigmas = grid_sigmas(sampler, condition)
+    sigmas, shape = grid_sigmas(sampler, condition), policy.latent_shape(condition)
     noises = [
-        member_noise([derive_seed(seed, "sde", k) for seed in seeds], (*noise.shape[1:],), noise.device)  # type: ignore[arg-type]
-        for k in window.stochastic
+        member_noise([derive_seed(seed, "sde", k) for seed in seeds], shape, noise.device) for k in window.stochastic
     ]
 
     def velocity(x: Tensor, s: float) -> Tensor:
@@ -71,8 +74,8 @@ def draw_trajectory(
             velocity, noise, sigmas, window, sampler.sde.step, sampler.sde.noise_level, noises, keep_mean=keep_mean
         )
     mean = None if taken.mean_old is None else taken.mean_old.cpu().numpy()
-    arrays = (value.cpu().numpy() for value in (taken.x, taken.x_next, taken.logp_old))
-    return x0, TrajectoryRecord(taken.steps, *arrays, mean)
+    x, x_next, logp = (value.cpu().numpy() for value in (taken.x, taken.x_next, taken.logp_old))
+    return x0, TrajectoryRecord(taken.steps, x, x_next, logp, mean)
 
 
 def join_trajectories(records: Sequence[TrajectoryRecord]) -> TrajectoryRecord:

@@ -105,8 +105,10 @@ class GRPOObjective(Objective):
             )
         levels = [float(s) for s in grid_sigmas(self.run_config.rollout.sampler, condition)]
         k = taken.steps[slot]
-        arrays = (torch.tensor(value[slot], device=self.device) for value in (taken.x, taken.x_next, taken.logp))
+        x, x_next, logp = (torch.tensor(v[slot], device=self.device) for v in (taken.x, taken.x_next, taken.logp))
         mean = None if taken.mean is None else torch.tensor(taken.mean[slot], device=self.device)
         advantages = torch.from_numpy(group.advantages).to(self.device)
         version = group.group.policy_version
-        return GRPOBatch(version, condition, *arrays, mean, advantages, levels[k], levels[k + 1], levels[1], fresh)
+        return GRPOBatch(
+            version, condition, x, x_next, logp, mean, advantages, levels[k], levels[k + 1], levels[1], fresh
+        )

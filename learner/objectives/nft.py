@@ -53,8 +53,7 @@ class NFTObjective(Objective):
         return old_decay(self._config.old_decay.schedule, updates)
 
     def forward(self, batch: NFTBatch) -> Loss:  # type: ignore[override]  # its own micro-batches come back
-        is_flow = isinstance(self._policy, FlowPolicy)
-        x_t = noised(batch.x0, batch.eps, batch.t) if is_flow else self._policy.noised(batch.x0, batch.eps)
+        x_t = self._noised(batch)
         v_theta = self._velocity(x_t, batch)
         v_ref = None
         with torch.no_grad():
@@ -68,6 +67,11 @@ class NFTObjective(Objective):
             beta=self._config.beta, adv_clip_max=self._config.adv_clip_max, kl_weight=self._config.kl_weight,
         )  # fmt: skip
         return Loss(loss.total, {Key.LOSS_POLICY: loss.policy, Key.LOSS_KL: loss.kl, Key.LOSS_DRIFT: loss.drift})
+
+    def _noised(self, batch: NFTBatch) -> Tensor:
+        if isinstance(self._policy, FlowPolicy):
+            return noised(batch.x0, batch.eps, batch.t)
+        return self._policy.noised(batch.x0, batch.eps)
 
     def _velocity(self, x_t: Tensor, batch: NFTBatch) -> Tensor:
         if isinstance(self._policy, FlowPolicy):

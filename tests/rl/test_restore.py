@@ -12,8 +12,8 @@ from rl.config.policy import PolicyConfig, SamplerConfig
 from rl.flow.sampler import sample
 from rl.flow.schedule import flow_sigmas
 from rl.policies import load_policy
-from rl.policies.base import Condition, Policy, member_noise, to_uint8
-from rl.restore import _gaussian, _pad, _starts, crop_condition, restore_image, tiled_velocity
+from rl.policies.base import Condition, OneStepPolicy, Policy, member_noise, to_uint8
+from rl.restore import _gaussian, _pad, _starts, crop_condition, restore_image, tiled, tiled_velocity
 
 SAMPLER = SamplerConfig(solver="euler", steps=3, shift=1.0)
 
@@ -156,3 +156,21 @@ def test_colour_comes_from_the_lr_image(policy: Policy, colour: str) -> None:
     raw = restore_image(policy, lr, scale=4, seed=0, sampler=SAMPLER, colour="none")
     assert np.abs(aligned.reshape(3, -1).mean(axis=1) - means).max() < 4
     assert np.abs(raw.reshape(3, -1).mean(axis=1) - means).max() > 20
+
+
+@torch.no_grad()
+def test_a_one_step_policy_is_tiled_in_its_one_prediction(tiny_sd21_folder: Path) -> None:
+    """One tile: encode, noise, generate, decode without tiling code. Two constant tiles: the same constant."""
+    policy = load_policy(PolicyConfig(type="naosd", path=str(tiny_sd21_folder)))
+    assert isinstance(policy, OneStepPolicy)
+    policy.backbone.eval()
+    lr = picture(12, 16)
+    whole = restore_image(policy, lr, scale=4, seed=5, sampler=SAMPLER, tile_px=64, overlap_px=16, colour="none")
+    cond = policy.encode(lr, 4)
+    noise = member_noise([5], policy.latent_shape(cond), torch.device("cpu"))
+    expected = to_uint8(policy.decode(policy.generate(noise, [cond]))[0]).numpy()
+    assert np.abs(whole.astype(int) - expected).max() <= 1
+    odd = restore_image(policy, picture(13, 21), scale=4, seed=0, sampler=SAMPLER, tile_px=32, overlap_px=8)
+    assert odd.shape == (3, 52, 84)
+    ones = tiled(lambda x, c: torch.ones_like(x), torch.zeros(1, 4, 9, 11), condition(9, 11, 4), tile=4, overlap=2)
+    torch.testing.assert_close(ones, torch.ones(1, 4, 9, 11))

@@ -89,15 +89,15 @@ class NAOSD:
 
     def _latents(self, pixels: Tensor) -> Tensor:
         z: Tensor = self.vae.encode(pixels).latent_dist.mode()
-        return z * self.vae.config.scaling_factor
+        return z * float(self.vae.config.scaling_factor)
 
     def latent_shape(self, condition: Condition) -> tuple[int, int, int]:
         channels, height, width = condition.latents.shape[1:]
         return (channels, height, width)
 
     def noised(self, z: Tensor, eps: Tensor) -> Tensor:
-        signal, noise = self._levels(self.t_add)
-        return signal * z + noise * eps
+        signal, level = self._levels(self.t_add)
+        return signal * z + level * eps
 
     def epsilon(self, z_t: Tensor, conditions: Sequence[Condition]) -> Tensor:
         text = _members([c.text for c in conditions if c.text is not None], len(z_t))

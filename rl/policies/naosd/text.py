@@ -33,7 +33,8 @@ class ClipPrompts:
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
         self._tokenizer = tokenizer
-        self._encoder = encoder.eval().requires_grad_(False)
+        self._encoder = encoder.requires_grad_(False)
+        self._encoder.train(False)
         self._cache: dict[str, Tensor] = {}
 
     @torch.no_grad()
