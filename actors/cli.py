@@ -64,7 +64,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 @app.command()
 def pretrain(config: Config, overrides: Overrides = None) -> None:
     """Make a policy from photographs by supervised training (VAE, then flow matching), and score it."""
-    from learner.pretrain import pretrain as make
+    from learner.pretraining import pretrain as make
     from rl.config.pretrain import load_pretrain_config
 
     make(load_pretrain_config(config, overrides or []), " ".join([str(config), *(overrides or [])]))

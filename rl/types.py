@@ -1,6 +1,6 @@
 """The carriers: one frozen type per hop between processes.
 
-    SRTask -> RolloutGroup -> RewardTable -> TrainBatch -> LoraSnapshot -> Echo
+    SRTask -> RolloutGroup -> RewardTable -> TrainGroup -> LoraSnapshot -> Echo
 
 Arrays are numpy, so that Ray maps them read-only and without a copy on one machine, and so that the driver needs no
 torch. Letters: G members of a group, R rewards, C latent channels, H W pixels of the output, h w of the latent grid.

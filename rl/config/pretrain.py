@@ -1,13 +1,14 @@
-"""The recipe of `isrl pretrain`: a VAE, then FoA-SR's supervised stage, from photographs alone."""
+"""The recipes of `isrl pretrain`: an embedded preset from photographs alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from rl.config.base import Section
 from rl.config.data import DEGRADATIONS, Degradation, DegradationChoice
-from rl.config.load import read_recipe, validate
+from rl.config.load import ConfigError, read_recipe, validate
 
 
 class PhotoSet(Section):
@@ -57,8 +58,6 @@ class FlowStage(Section):
     `image_every`-th member of the batch. LPIPS warms up linearly, as in the paper.
     """
 
-    pairs: int = Field(12000, ge=1)
-    """Crops whose latents are cached before training, as FoA-SR caches latents."""
     steps: int = Field(3000, ge=1)
     batch: int = Field(32, ge=1)
     lr: float = Field(1.5e-3, gt=0)
@@ -74,12 +73,66 @@ class FlowStage(Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 
-class PretrainConfig(Section):
-    """Everything that makes an embedded preset."""
+class UNetSize(Section):
+    """UNet2DConditionModel at the preset's size; Stable Diffusion 2.1 has 320, 640, 1280, 1280 channels, 2 layers."""
+
+    block_out_channels: tuple[int, ...] = (48, 80, 96)
+    layers_per_block: int = Field(1, ge=1)
+    attention_head_dim: int = Field(4, ge=1)
+    cross_attention_dim: int = Field(32, ge=1)
+    prompt_tokens: int = Field(4, ge=1)
+
+
+class KLVaeSize(Section):
+    """AutoencoderKL at the preset's size, 8x; Stable Diffusion has 128, 256, 512, 512 channels and 4 latent ones."""
+
+    block_out_channels: tuple[int, int, int, int] = (16, 32, 64, 64)
+    latent_channels: int = Field(16, ge=1)
+
+
+class TeacherStage(Section):
+    """The multi-step model that distils: eps-prediction on HR latents, mean (e - eps)^2 at t ~ U[0, T)."""
+
+    steps: int = Field(3000, ge=1)
+    batch: int = Field(32, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(200, ge=1)
+    weight_decay: float = Field(1e-2, ge=0)
+    drop_prompt: float = Field(0.1, ge=0, lt=1)
+    """Share of samples trained under the negative prompt, for classifier-free guidance."""
+
+
+class StudentStage(Section):
+    """NAOSD's generator: pixel + lpips_weight LPIPS + vsd_weight VSD, and the fake score beside it."""
+
+    steps: int = Field(3000, ge=1)
+    batch: int = Field(8, ge=1)
+    lr: float = Field(5e-5, gt=0)
+    """GDPO-SR: 5e-5."""
+    warmup_steps: int = Field(100, ge=1)
+    weight_decay: float = Field(1e-2, ge=0)
+    pixel: Literal["l2", "l1"] = "l2"
+    """The published code takes L2, the paper writes L1."""
+    pixel_weight: float = Field(1.0, ge=0)
+    lpips_weight: float = Field(2.0, ge=0)
+    vsd_weight: float = Field(1.0, ge=0)
+    lora_rank: int = Field(4, ge=1)
+    """On the VAE's encoder and on the UNet, whose conv_in is trained as a whole."""
+    lora_alpha: float = Field(8.0, gt=0)
+    fake_rank: int = Field(4, ge=1)
+    fake_lr: float = Field(5e-5, gt=0)
+    guidance: float = Field(7.5, ge=0)
+    """Of the real score."""
+    t_range: tuple[float, float] = (0.02, 0.5)
+    """Of VSD's timestep, as shares of T; OSEDiff has up to 0.98."""
+
+
+class PretrainBase(Section):
+    """What every preset needs."""
 
     seed: int = Field(0, ge=0)
     out: str
-    """Folder for transformer/, vae/, prompt_embeds.safetensors, README.md and contact_sheet.png."""
+    """Folder for the weights, README.md, scores.json and contact_sheet.png."""
     device: str = "cpu"
     threads: int = Field(2, ge=1)
     photos: list[PhotoSet] = Field(min_length=1)
@@ -89,16 +142,43 @@ class PretrainConfig(Section):
     degradation: DegradationChoice = "light"
     lpips: LpipsWeights
     vae: VaeStage = VaeStage()
-    transformer: TransformerSize = TransformerSize()
-    flow: FlowStage = FlowStage()
+    pairs: int = Field(12000, ge=1)
+    """Crops whose latents are cached before training, as FoA-SR caches latents."""
     sampler_steps: int = Field(10, ge=1)
-    """Steps of the samples in the card."""
+    """Steps of the samples in the card; a one-step preset takes one."""
 
     @property
     def recipe(self) -> Degradation:
         return DEGRADATIONS[self.degradation] if isinstance(self.degradation, str) else self.degradation
 
 
-def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """Read, override and validate a pre-training recipe."""
-    return validate(PretrainConfig, read_recipe(path, overrides), str(path))
+class FlowPretrain(PretrainBase):
+    """A flux2sr preset: VAE, then LR-conditioned flow."""
+
+    type: Literal["flux2sr"] = "flux2sr"
+    transformer: TransformerSize = TransformerSize()
+    flow: FlowStage = FlowStage()
+
+
+class NAOSDPretrain(PretrainBase):
+    """A naosd preset: VAE, multi-step teacher, one-step student distilled from it."""
+
+    type: Literal["naosd"] = "naosd"
+    vae_size: KLVaeSize = KLVaeSize()
+    unet: UNetSize = UNetSize()
+    teacher: TeacherStage = TeacherStage()
+    student: StudentStage = StudentStage()
+    t_add: int = Field(250, ge=0, lt=1000)
+    t_diff: int = Field(100, ge=0, lt=1000)
+
+
+PRETRAINS: dict[str, type[FlowPretrain] | type[NAOSDPretrain]] = {"flux2sr": FlowPretrain, "naosd": NAOSDPretrain}
+
+
+def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> FlowPretrain | NAOSDPretrain:
+    """Read, override and validate a pre-training recipe; `type` says which preset it makes."""
+    raw = read_recipe(path, overrides)
+    kind = raw.get("type", "flux2sr")
+    if kind not in PRETRAINS:
+        raise ConfigError(f"{path}:\n  type: must be one of {sorted(PRETRAINS)}, got {kind!r}")
+    return validate(PRETRAINS[kind], raw, str(path))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from learner.pretrain_report import held_out_crops, score
+from learner.pretraining.report import held_out_crops, score
 from rl.config.policy import PolicyConfig
 from rl.config.pretrain import load_pretrain_config
 from rl.perceptual import LpipsSqueeze

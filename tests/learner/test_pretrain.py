@@ -17,14 +17,14 @@ def test_the_recipe_makes_a_preset_that_loads(
     import torch
     from safetensors.torch import load_file
 
-    from learner.pretrain import pretrain
+    from learner.pretraining import pretrain
     from rl.policies import load_policy
 
     monkeypatch.chdir(ROOT)
     config = load_pretrain_config(
         ROOT / "configs" / "pretrain_flux2sr_mini.yaml",
         [
-            f"out={tmp_path}/mini", "vae.steps=2", "vae.batch=2", "flow.pairs=8", "flow.steps=4", "flow.batch=4",
+            f"out={tmp_path}/mini", "vae.steps=2", "vae.batch=2", "pairs=8", "flow.steps=4", "flow.batch=4",
             "flow.image_every=4", "sampler_steps=2", "threads=1", "held_out=[skimage:coffee]",
             "photos=[{path: [skimage:astronaut]}]",
         ],
@@ -44,6 +44,37 @@ def test_the_recipe_makes_a_preset_that_loads(
     dtypes = {t.dtype for t in load_file(next((folder / "transformer").glob("*.safetensors"))).values()}
     assert dtypes == {torch.float16}
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
+
+
+def test_the_naosd_recipe_makes_a_preset_that_loads_without_adapters(
+    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps a stage: the merged fp16 folder is a one-step policy without adapters and under 8 MB."""
+    import torch
+
+    from learner.pretraining import pretrain
+    from rl.policies import load_policy
+    from rl.policies.naosd.policy import NAOSD
+
+    monkeypatch.chdir(ROOT)
+    config = load_pretrain_config(
+        ROOT / "configs" / "naosd_pretrain.yaml",
+        [
+            f"out={tmp_path}/mini", "vae.steps=2", "vae.batch=2", "pairs=8", "teacher.steps=2", "teacher.batch=4",
+            "student.steps=2", "student.batch=2", "threads=1", "held_out=[skimage:coffee]",
+            "photos=[{path: [skimage:astronaut]}]",
+        ],
+    )  # fmt: skip
+    folder = pretrain(config, "naosd.yaml")
+    torch.set_flush_denormal(False)
+    policy = load_policy(PolicyConfig(type="naosd", path=str(folder)))
+    assert isinstance(policy, NAOSD)
+    assert not any("lora" in name for name in policy.backbone.state_dict())
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    assert size < 8e6, f"the preset is {size / 1e6:.1f} MB"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["sample_psnr_y"] < scores["bicubic_psnr_y"] - 5 and scores["group_std_psnr_y"] > 0
+    assert "VSD" in (folder / "README.md").read_text()
 
 
 def test_held_out_photographs_are_in_no_training_set() -> None:

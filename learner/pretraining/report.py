@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from learner.supervised import to_tensor
+from learner.pretraining.supervised import to_tensor
 from rl.config.policy import SamplerConfig
-from rl.config.pretrain import PretrainConfig
+from rl.config.pretrain import PretrainBase
 from rl.data.degradation import degrade
 from rl.data.photos import load_photos
 from rl.perceptual import LpipsSqueeze
-from rl.policies.base import Policy, from_uint8, member_noise, to_uint8
+from rl.policies.base import FlowPolicy, Policy, from_uint8, member_noise, to_uint8
 from rl.sampling import draw
 from rl.seeding import derive_seed
 from rl.types import U8
@@ -23,7 +23,7 @@ SAMPLES = 4
 _BT601 = (65.481, 128.553, 24.966)
 
 
-def held_out_crops(config: PretrainConfig) -> list[tuple[U8, U8]]:
+def held_out_crops(config: PretrainBase) -> list[tuple[U8, U8]]:
     """(HR `[H, W, 3]`, LR) of evenly spread crops of every held-out photograph."""
     found = []
     for name, photo in load_photos(config.held_out).items():
@@ -45,7 +45,7 @@ def psnr_y(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score(
-    policy: Policy, crops: list[tuple[U8, U8]], lpips: LpipsSqueeze, config: PretrainConfig, sheet: Path
+    policy: Policy, crops: list[tuple[U8, U8]], lpips: LpipsSqueeze, config: PretrainBase, sheet: Path
 ) -> dict[str, float]:
     """Single-sample PSNR(Y) and LPIPS-squeeze against bicubic, and how much the samples of a crop differ."""
     device = torch.device(config.device)
@@ -81,13 +81,16 @@ def _write_sheet(path: Path, columns: list[Tensor], lr: Tensor, scale: int) -> N
     Image.fromarray(image).save(path)
 
 
-def card(config: PretrainConfig, source: str, scores: dict[str, float], minutes: float, policy: Policy) -> str:
+def card(
+    config: PretrainBase, source: str, scores: dict[str, float], minutes: float, policy: Policy, stages: str
+) -> str:
     """The preset's README: data, command, seed, time, scores of the written files."""
     names = {Path(path.removeprefix("skimage:")).stem for group in config.photos for path in group.path}
     held_out = sorted(Path(path.removeprefix("skimage:")).stem for path in config.held_out)
     millions = sum(p.numel() for p in policy.backbone.parameters()) / 1e6
     degradation = config.degradation if isinstance(config.degradation, str) else "the recipe's own"
-    vae, flow = config.vae, config.flow
+    vae = config.vae
+    sampling = f"{config.sampler_steps} dpm2 steps" if isinstance(policy, FlowPolicy) else "one step"
     return f"""# {Path(config.out).name}
 
 {type(policy).__name__} at a size that needs no download: {type(policy.backbone).__name__} with {millions:.2f} M parameters and a small 8x VAE, fp16.
@@ -97,13 +100,12 @@ Not a restoration model for real use.
 Never trained on: {", ".join(held_out)}.
 
 **Training.** VAE: Charbonnier + {vae.lpips_weight:g} LPIPS-squeeze + {vae.kl_weight:g} KL, {vae.steps} steps of {vae.batch} crops of {vae.crop}.
-Flow: {flow.steps} steps of {flow.batch} out of {flow.pairs} cached pairs, flow matching + {flow.charbonnier_weight:g} Charbonnier +
-{flow.lpips_weight:g} LPIPS-squeeze (FoA-SR's loss; the weights are ours), EMA {flow.ema_decay:g}.
+{stages}
 Seed {config.seed}, {config.threads} threads on {config.device}, {minutes:.0f} minutes, torch {torch.__version__}.
 
 **Command.** `uv run isrl pretrain {source}`
 
-**Scores** of one sample, {config.sampler_steps} dpm2 steps, {scores["crops"]:.0f} crops of the photographs never trained on.
+**Scores** of one sample, {sampling}, {scores["crops"]:.0f} crops of the photographs never trained on.
 
 | | PSNR(Y) | LPIPS-squeeze |
 |---|---|---|

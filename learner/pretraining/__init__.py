@@ -1,0 +1,56 @@
+"""`isrl pretrain`: make an embedded preset from photographs, score what was written on held-out ones, write a card."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from learner.pretraining.flux2sr import describe_flux2sr, make_flux2sr
+from learner.pretraining.naosd import describe_naosd, make_naosd
+from learner.pretraining.report import card, held_out_crops, score
+from rl.config.policy import PolicyConfig
+from rl.config.pretrain import FlowPretrain, NAOSDPretrain
+from rl.errors import MissingInput
+from rl.perceptual import LpipsSqueeze
+from rl.policies import load_policy
+
+
+def pretrain(config: FlowPretrain | NAOSDPretrain, source: str) -> Path:
+    """Write the preset's folder with scores and card, and return it.
+
+    `source` is how the recipe was called (file and overrides); the card repeats it.
+    """
+    started = time.monotonic()
+    torch.set_num_threads(config.threads)
+    # subnormal moments of still untouched layers make AdamW on a CPU several times slower
+    torch.set_flush_denormal(True)
+    torch.manual_seed(config.seed)
+    lpips = LpipsSqueeze(_weights(config.lpips.backbone), _weights(config.lpips.heads)).to(config.device)
+    held_out = held_out_crops(config)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if isinstance(config, NAOSDPretrain):
+        make_naosd(config, lpips, _log)
+        stages = describe_naosd(config)
+    else:
+        make_flux2sr(config, lpips, _log)
+        stages = describe_flux2sr(config)
+    minutes = (time.monotonic() - started) / 60
+    written = load_policy(PolicyConfig(type=config.type, path=str(out.absolute()), device=config.device))
+    scores = score(written, held_out, lpips, config, out / "contact_sheet.png")
+    (out / "scores.json").write_text(json.dumps(scores, indent=1))
+    (out / "README.md").write_text(card(config, source, scores, minutes, written, stages), encoding="utf-8")
+    _log(json.dumps(scores))
+    return out
+
+
+def _weights(file: str) -> Path:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise MissingInput(f"lpips: no such weights file {path}")
+    return path
+
+
+def _log(line: str) -> None:
+    print(line, flush=True)
