@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rl.config.run import RunConfig
 from rl.metrics import Key
 from rl.policies.base import Policy
+from rl.seeding import derive_seed
 from rl.types import TrainGroup
 
 
@@ -53,6 +54,4 @@ class Objective(nn.Module, ABC):
 
     def generator(self, ordinal: int) -> torch.Generator:
         """The random stream of one group."""
-        from rl.seeding import derive_seed
-
         return torch.Generator().manual_seed(derive_seed(self.run_config.seed, "train", ordinal))

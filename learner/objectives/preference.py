@@ -1,4 +1,4 @@
-"""GDPO and Diffusion-DPO on the learner: one micro-batch is one group under one noise draw.
+"""GDPO and Diffusion-DPO on the learner: a micro-batch is one group, or its best and worst member, and one noise draw.
 
 Latents are the group's images encoded again, as published: what the policy is trained on is the image that was scored,
 rounding and clamping included. Policy and reference (adapters off) predict from the same noised latents.
@@ -7,6 +7,7 @@ rounding and clamping included. Policy and reference (adapters off) predict from
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,15 +23,15 @@ from rl.types import TrainGroup
 
 @dataclass(frozen=True, eq=False)
 class PreferenceBatch(MicroBatch):
-    """One group and one draw of its noise."""
+    """M members of one group and one draw of their noise: all G of them for GDPO, 2 for Diffusion-DPO."""
 
     condition: Condition
     z: Tensor
-    """`[G, C, h, w]` the images encoded again."""
+    """`[M, C, h, w]` the images encoded again."""
     eps: Tensor
-    """`[G, C, h, w]`; for a pair both members have the same."""
+    """`[M, C, h, w]`; both members of a pair have the same."""
     advantages: Tensor
-    """`[G]`"""
+    """`[M]`"""
 
 
 class PreferenceObjective(Objective):
@@ -64,17 +65,19 @@ class PreferenceObjective(Objective):
 
     def micro_batches(self, groups: list[TrainGroup], version: int) -> Iterator[PreferenceBatch]:
         """Draw-major: every update sees every group."""
-        prepared = [(group, self._encode(group), self.generator(group.task.ordinal)) for group in groups]
+        prepared = [(group, *self._encode(group), self.generator(group.task.ordinal)) for group in groups]
         for _ in range(self._config.draws):
-            for group, (condition, z), generator in prepared:
+            for group, condition, z, advantages, generator in prepared:
                 shape = z.shape if isinstance(self._config, GDPOConfig) else (1, *z.shape[1:])
                 eps = torch.randn(shape, generator=generator).expand(z.shape)
-                advantages = torch.from_numpy(group.advantages).float()
-                yield PreferenceBatch(
-                    group.group.policy_version, condition, z, eps.to(self.device), advantages.to(self.device)
-                )
+                yield PreferenceBatch(group.group.policy_version, condition, z, eps.to(self.device), advantages)
 
-    def _encode(self, group: TrainGroup) -> tuple[Condition, Tensor]:
-        task = group.task
-        z = self._policy.encode_hr(group.group.images).float()
-        return self._policy.encode(task.lr, task.scale, task.prompt), z
+    def _encode(self, group: TrainGroup) -> tuple[Condition, Tensor, Tensor]:
+        """Condition, latents and advantages of the members that are trained."""
+        task, advantages = group.task, group.advantages
+        members = np.arange(len(advantages))
+        if isinstance(self._config, DiffusionDPOConfig):
+            members = np.array([advantages.argmax(), advantages.argmin()])
+        z = self._policy.encode_hr(group.group.images[members]).float()
+        condition = self._policy.encode(task.lr, task.scale, task.prompt)
+        return condition, z, torch.from_numpy(advantages[members]).float().to(self.device)

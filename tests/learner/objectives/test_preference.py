@@ -71,8 +71,10 @@ def test_gdpo_draws_noise_per_member_and_dpo_one_for_the_pair(
 ) -> None:
     gdpo = batches(policy, naosd_config(), [make_group(3)])[0].eps
     assert not torch.equal(gdpo[0], gdpo[1])
-    dpo = batches(policy, naosd_config("objective.type=diffusion_dpo"), [make_group(3)])[0].eps
-    assert all(torch.equal(dpo[0], dpo[i]) for i in range(MEMBERS))
+    pair = batches(policy, naosd_config("objective.type=diffusion_dpo"), [make_group(3)])[0]
+    assert torch.equal(pair.eps[0], pair.eps[1])
+    assert pair.advantages.tolist() == pytest.approx([1.4, -1.2])
+    torch.testing.assert_close(pair.z, policy.encode_hr(make_group(3).group.images[[2, 0]]))
 
 
 def test_noise_depends_on_seed_and_ordinal_not_on_the_company(
