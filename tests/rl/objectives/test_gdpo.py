@@ -92,6 +92,34 @@ def test_two_members_are_diffusion_dpo_at_omega_over_sqrt_2() -> None:
     torch.testing.assert_close(inside, dpo_inside, rtol=1e-6, atol=1e-9)
 
 
+DPO_GOLDEN = {
+    "one pair": (1, 0.02, 0.6438773127251264, [0.10109362887247494], [6.662590344712362, -8.040569389636527]),
+    "three pairs": (
+        3, 0.04, 0.6689077087205569, [-0.6633790677423868, -0.019276628874676655, 1.376919737379051],
+        [3.0989927639666326, -1.0607649797104675],
+    ),
+}  # fmt: skip
+"""Of SalesforceAIResearch/DiffusionDPO at 5233e75: `train.py` from `model_losses =` to `loss = -1 *`, float64, beta 5000;
+winners first, then losers, one noise per pair."""
+
+
+@pytest.mark.parametrize("name", DPO_GOLDEN)
+def test_diffusion_dpo_equals_its_published_code(name: str) -> None:
+    pairs, distance, loss, inside, gradient = DPO_GOLDEN[name]
+    shape = (2 * pairs, 4, 4, 5)
+    eps = wave(1.9, pairs, *shape[1:]).repeat(2, 1, 1, 1)
+    reference = eps + 0.3 * wave(2.3, *shape)
+    prediction = (reference + distance * wave(3.1, *shape)).requires_grad_()
+    e_theta, e_ref = (sample_error(p, eps).view(2, pairs).T for p in (prediction, reference))
+    winner_first = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(pairs, 2)
+    total, got = dpo_loss(e_theta, e_ref, winner_first, 5000.0)
+    torch.autograd.backward(total)
+    assert float(total.detach()) == pytest.approx(loss, rel=1e-10)
+    assert got.tolist() == pytest.approx(inside, rel=1e-10)
+    g = prediction.grad
+    assert g is not None and [float(g[0, 0, 0, 0]), float(g[-1, 3, 1, 2])] == pytest.approx(gradient, rel=1e-10)
+
+
 def test_dpo_takes_the_best_and_the_worst_member_alone() -> None:
     """inside = -beta/2 (d_best - d_worst); members between them have no gradient."""
     e_theta = torch.tensor([[0.3, 0.1, 0.4, 0.2]], requires_grad=True)
