@@ -50,43 +50,37 @@ class NFTConfig(Section):
 SampleFrom = Literal["reference", "policy"]
 
 
-class GDPOConfig(Section):
+class PreferenceConfig(Section):
+    """What GDPO and Diffusion-DPO share."""
+
+    sample_from: SampleFrom = "reference"
+    """`reference`: groups come from the frozen base, as GDPO-SR publishes it and as offline pairs amount to. `policy`:
+    from the newest adapter."""
+    draws: int = Field(1, ge=1)
+    """Noise draws per group, each a micro-batch."""
+
+    @property
+    def sampled_with(self) -> SampledWith:
+        return self.sample_from
+
+    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
+        """One per noise draw, whatever the sampler's steps are."""
+        return self.draws
+
+
+class GDPOConfig(PreferenceConfig):
     """GDPO-SR (arXiv 2603.16769), its published values."""
 
     type: Literal["gdpo"] = "gdpo"
     omega: float = Field(5000.0, gt=0)
     """Strength of the preference; the published loss has it with a factor 1/2, on the mean squared error."""
-    sample_from: SampleFrom = "reference"
-    """`reference`, as published: groups come from the frozen base. `policy`: from the newest adapter."""
-    draws: int = Field(1, ge=1)
-    """Noise draws per member, each a micro-batch."""
-
-    @property
-    def sampled_with(self) -> SampledWith:
-        return self.sample_from
-
-    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
-        """One per noise draw, whatever the sampler's steps are."""
-        return self.draws
 
 
-class DiffusionDPOConfig(Section):
+class DiffusionDPOConfig(PreferenceConfig):
     """Diffusion-DPO (arXiv 2311.12908) on the best and worst member of each fresh group."""
 
     type: Literal["diffusion_dpo"] = "diffusion_dpo"
     beta: float = Field(5000.0, gt=0)
-    sample_from: SampleFrom = "reference"
-    """`reference`: groups come from the frozen base, what the offline method amounts to. `policy`: online DPO."""
-    draws: int = Field(1, ge=1)
-    """Noise draws per pair, each a micro-batch; both members of a pair share one draw."""
-
-    @property
-    def sampled_with(self) -> SampledWith:
-        return self.sample_from
-
-    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
-        """One per noise draw, whatever the sampler's steps are."""
-        return self.draws
 
 
 class GRPOConfig(Section):

@@ -1,4 +1,4 @@
-"""Why ZeRO stage 0 is the default: seconds of one training batch at stages 0, 1 and 2.
+"""Seconds of one training batch at ZeRO stages 0, 1 and 2; the default is the fastest of them.
 
     uv run python tests/benchmarks/bench_zero.py [--ranks 1] [--rounds 4]
 

@@ -99,8 +99,8 @@ DPO_GOLDEN = {
         [3.0989927639666326, -1.0607649797104675],
     ),
 }  # fmt: skip
-"""Of SalesforceAIResearch/DiffusionDPO at 5233e75: `train.py` from `model_losses =` to `loss = -1 *`, float64, beta 5000;
-winners first, then losers, one noise per pair."""
+"""Of SalesforceAIResearch/DiffusionDPO at 5233e75: `train.py` from `model_losses =` to `loss = -1 *` in float64, beta
+5000; winners first, then losers, one noise per pair."""
 
 
 @pytest.mark.parametrize("name", DPO_GOLDEN)
