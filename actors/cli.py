@@ -54,11 +54,20 @@ def train(
 
 @app.command()
 def plan(config: Config, overrides: Overrides = None) -> None:
-    """Check a recipe and print what it would start: processes, sizes, derived numbers. Starts nothing."""
-    from actors.plan import plan_text
-    from rl.config.load import load_config
+    """Check a recipe of `train` or `pretrain` and print what it would start: processes, sizes, derived numbers, what is
+    missing here. Starts nothing."""
+    from rl.config.load import load_config, read_recipe
 
-    typer.echo(plan_text(load_config(config, overrides or [])))
+    given = overrides or []
+    if "photos" in read_recipe(config, given):
+        from actors.plan_pretrain import pretrain_plan_text
+        from rl.config.pretrain import load_pretrain_config
+
+        typer.echo(pretrain_plan_text(load_pretrain_config(config, given)))
+        return
+    from actors.plan import plan_text
+
+    typer.echo(plan_text(load_config(config, given)))
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The loop of a run, in the order of the picture in actors/launch.py.
 
     push(version 0); for each step:
-        groups   <- lanes sample and score, at most max_policy_lag versions behind
+        groups   <- lanes tag, sample and score, at most max_policy_lag versions behind
         A        <- aggregation over the whole batch
         learner  <- train(groups, A)                version + 1
         workers  <- push(version), every echo equal  -> lanes of the next step may sample
@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,17 +24,19 @@ from actors.lanes import LaneClock, Sampling, ScoredGroup, Stopwatch, Versions
 from actors.launch import Cluster
 from actors.ledger import Ledger
 from actors.monitor import Monitor
+from actors.pool import Pool
 from actors.scoring import RewardPool
 from actors.step_metrics import step_values
+from actors.tagging import tagger_pools
 from actors.weight_sync import PushReport, WeightSync
-from rl.advantages import AGGREGATIONS, AdvantageBatch, attribute_aware, to_reward_weight
-from rl.attributes import attribute_shares
+from rl.advantages import AdvantageBatch, to_reward_weight
+from rl.batch_advantages import batch_advantages
 from rl.config.objective import NFTConfig
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.sheets import sample_rows, sheet_path, write_sample_sheet
 from rl.metrics import Metrics, Value
-from rl.types import F64, RolloutGroup, SRTask
+from rl.types import F64, RolloutGroup
 
 if TYPE_CHECKING:
     from learner.learner import TrainReport
@@ -70,11 +72,12 @@ class Controller:
             self.step, self.ledger = await self._checkpoints.load(self.cluster.learners, self.config.learner.deadline_s)
             self._saved = self.step
         pools = [RewardPool(r, self.cluster.rewards[r.name]) for r in self.config.rewards]
+        taggers = tagger_pools(self.config, self.cluster.taggers)
         source = TaskSource(self.config.data, self.config.seed)
         versions = Versions()
-        lanes = Sampling(self.config, source, self.ledger, pools, self.cluster.workers, versions)
+        lanes = Sampling(self.config, source, self.ledger, pools, self.cluster.workers, versions, taggers.get("data"))
         sync = WeightSync(self.cluster.learners[0], self.cluster.workers, self.config.learner.deadline_s)
-        evaluator = Evaluator(self.config, self.run_dir, lanes, pools, sync)
+        evaluator = Evaluator(self.config, self.run_dir, lanes, pools, sync, taggers.get("eval.data"))
         try:
             if self.step == 0:
                 self._log(await evaluator.run("start", 0))
@@ -83,8 +86,9 @@ class Controller:
             if self.step == self.config.train.steps:
                 self._log(await evaluator.run("end", self.step))
         finally:
-            for pool in pools:
-                pool.close()
+            queues: list[Pool[Any]] = [*pools, *taggers.values()]
+            for queue in queues:
+                queue.close()
         return Outcome(self.step, interrupted=self.step < self.config.train.steps)
 
     async def _steps(
@@ -126,28 +130,9 @@ class Controller:
                 return step
         return horizon
 
-    def advantages(self, groups: Sequence[ScoredGroup]) -> AdvantageBatch:
-        """Over the whole batch, that is over all ranks."""
-        scores = np.stack([group.table.scores for group in groups])
-        weights = np.array([reward.weight for reward in self.config.rewards])
-        scales = np.array([reward.scale for reward in self.config.rewards])
-        how = self.config.advantage
-        if how.aggregation != "attribute_aware":
-            return AGGREGATIONS[how.aggregation](scores, weights, scales, how.std_floor, how.eps)
-        rho_d = np.array([self._detail_share(group.task) for group in groups])
-        fidelity = np.array([reward.attribute == "fidelity" for reward in self.config.rewards])
-        return attribute_aware(scores, rho_d, fidelity, weights, scales, how.std_floor, how.eps)
-
-    def _detail_share(self, task: SRTask) -> float:
-        fixed = self.config.advantage.detail_share
-        if fixed is not None:
-            return fixed
-        if task.hr is None:
-            raise ValueError(f"task {task.ordinal} '{task.lr_id}' has no HR image to take a detailed share from")
-        return attribute_shares(task.hr).detail
-
     async def _train(self, groups: list[ScoredGroup]) -> "tuple[TrainReport, AdvantageBatch]":
-        batch = self.advantages(groups)
+        scores = np.stack([group.table.scores for group in groups])
+        batch = batch_advantages(self.config, scores, [group.task for group in groups])
         share = len(groups) // self.config.learner.ranks
         calls = []
         for rank, learner in enumerate(self.cluster.learners):

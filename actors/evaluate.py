@@ -12,6 +12,7 @@ import ray
 from actors.deadline import within
 from actors.lanes import Sampling
 from actors.scoring import RewardPool, score_group
+from actors.tagging import TaggerPool
 from actors.weight_sync import WeightSync
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
@@ -33,13 +34,15 @@ class Evaluator:
     """Writes eval.jsonl and keeps the pixels of a few crops."""
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, lanes: Sampling, pools: Sequence[RewardPool], sync: WeightSync
-    ) -> None:
+        self, config: RunConfig, run_dir: Path, lanes: Sampling, pools: Sequence[RewardPool], sync: WeightSync,
+        tagger: TaggerPool | None = None,
+    ) -> None:  # fmt: skip
         self._config = config
         self._run_dir = run_dir
         self._lanes = lanes
         self._pools = pools
         self._sync = sync
+        self._tagger = tagger
         self._start: dict[str, float] = {}
         data = config.eval.data
         self._tasks = [] if data is None else TaskSource(data, 0).grid(config.eval.crops)
@@ -52,6 +55,7 @@ class Evaluator:
         """Evaluate; returns the metrics. The workers hold the EMA afterwards: push the behaviour adapter again."""
         if not self._tasks:
             return {}
+        await self._tag()
         version = (await self._sync.push(ema=True)).version
         results = await asyncio.gather(*(self._crop(task, phase, version) for task in self._tasks))
         records = [record for crop, _ in results for record in crop]
@@ -59,6 +63,12 @@ class Evaluator:
         shown = [group for _, group in results if group is not None]
         self._keep(phase, step, shown)
         return self._metrics(phase, records)
+
+    async def _tag(self) -> None:
+        """Once a process: the same prompts at every evaluation, so that also a tagger that draws keeps them paired."""
+        tagger, self._tagger = self._tagger, None
+        if tagger is not None:
+            self._tasks = [task for task, _ in await asyncio.gather(*map(tagger.prompted, self._tasks))]
 
     async def _crop(self, task: SRTask, phase: Phase, version: int) -> tuple[list[EvalRecord], RolloutGroup | None]:
         seeds = eval_seeds(task.lr_id, self._config.eval.samples)

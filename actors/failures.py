@@ -2,7 +2,7 @@
 
 from ray.exceptions import RayError, RayTaskError
 
-from rewards.base import RewardError
+from rewards.base import ServerError
 
 
 def cause(error: BaseException) -> BaseException:
@@ -13,6 +13,6 @@ def cause(error: BaseException) -> BaseException:
 def reason(error: BaseException) -> str:
     """One line; Ray's own errors put the point into the last one, ours into the first."""
     inner = cause(error)
-    text = inner.reason if isinstance(inner, RewardError) else str(inner)
+    text = inner.reason if isinstance(inner, ServerError) else str(inner)
     lines = text.strip().splitlines() or [type(inner).__name__]
     return lines[-1] if isinstance(inner, RayError) else lines[0]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,9 @@ import ray
 
 from actors.deadline import within
 from actors.ledger import Ledger
-from actors.scoring import RewardPool, ScoringFailed, score_group
+from actors.pool import GroupFailed, Pool
+from actors.scoring import RewardPool, score_group
+from actors.tagging import TaggerPool
 from rl.config.objective import SampledWith
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
@@ -35,10 +38,12 @@ class ScoredGroup:
 class LaneClock:
     """What the sampling lanes did since the last step was logged."""
 
+    tag_s: float = 0.0
     sample_s: float = 0.0
     score_s: float = 0.0
     dropped: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
+    failed: Counter[Pool[Any]] = field(default_factory=Counter)
+    """Groups dropped because of a pool."""
 
 
 class Versions:
@@ -59,7 +64,7 @@ class Versions:
 
 
 class Sampling:
-    """Turns slots into scored groups; a group whose rewards fail is dropped and its slot issued again."""
+    """Turns slots into scored groups; a group whose tagger or rewards fail is dropped and its slot issued again."""
 
     def __init__(
         self,
@@ -69,12 +74,14 @@ class Sampling:
         pools: list[RewardPool],
         workers: tuple[Any, ...],
         versions: Versions,
+        tagger: TaggerPool | None = None,
     ) -> None:
         self._config = config
         self._source = source
         self._ledger = ledger
         self._pools = pools
         self._versions = versions
+        self._tagger = tagger
         self._free: asyncio.Queue[Any] = asyncio.Queue()
         for worker in workers * IN_FLIGHT:
             self._free.put_nowait(worker)
@@ -87,23 +94,26 @@ class Sampling:
             ordinal = self._ledger.issue()
             try:
                 return await self._sample_and_score(ordinal)
-            except ScoringFailed as failure:
+            except GroupFailed as failure:
                 self._ledger.drop(ordinal)
                 self.clock.dropped += 1
-                self.clock.failed[failure.reward] = self.clock.failed.get(failure.reward, 0) + 1
-                self._give_up_on_a_dead_reward(failure)
+                self.clock.failed[failure.pool] += 1
+                self._give_up_on_a_dead_server(failure)
 
-    def _give_up_on_a_dead_reward(self, failure: ScoringFailed) -> None:
-        pool = next(p for p in self._pools if p.config.name == failure.reward)
+    def _give_up_on_a_dead_server(self, failure: GroupFailed) -> None:
+        pool = failure.pool
         if pool.failed_in_a_row > self._config.train.groups_per_step * (pool.config.retries + 1):
             raise RuntimeError(f"{failure}; {pool.failed_in_a_row} calls failed in a row, the run stops") from failure
 
     async def _sample_and_score(self, ordinal: int) -> ScoredGroup:
-        task = self._source.task(ordinal)
+        task, tag_s = self._source.task(ordinal), 0.0
+        if self._tagger is not None:
+            task, tag_s = await self._tagger.prompted(task)
         task_ref = ray.put(task)
         seeds = member_seeds(self._config.seed, ordinal, self._config.rollout.group_size)
         receipt, group_ref = await self.rollout(task_ref, seeds, self._config.objective.sampled_with)
         table = await score_group(self._pools, ordinal, task_ref, group_ref)
+        self.clock.tag_s += tag_s
         self.clock.sample_s += receipt.sample_s
         self.clock.score_s += sum(table.seconds)
         return ScoredGroup(task, task_ref, group_ref, receipt, table)

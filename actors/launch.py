@@ -1,17 +1,19 @@
 """The process graph, built in one place.
 
 driver ── RolloutActor x N ── RewardActor x replicas, per reward ── LearnerActor x ranks
+       ── TaggerActor x replicas, where a section of the data has a tagger
 """
 
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from actors.deadline import get_within
 from rl.config.reward import RewardConfig
 from rl.config.run import RunConfig
+from rl.config.tagger import TaggerConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +24,8 @@ class Cluster:
     rewards: dict[str, tuple[Any, ...]]
     """Reward name -> replicas."""
     learners: tuple[Any, ...]
+    taggers: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Section of the data -> replicas."""
 
 
 def start_ray(config: RunConfig) -> None:
@@ -47,13 +51,15 @@ def spawn(config: RunConfig) -> Cluster:
     """Create every actor and wait until each has loaded its model; the learner's ranks join each other last."""
     workers = _spawn_workers(config)
     rewards = {r.name: tuple(_spawn_reward(r) for _ in range(r.replicas)) for r in config.rewards}
+    taggers = {at: tuple(_spawn_tagger(at, t) for _ in range(t.replicas)) for at, t in config.taggers.items()}
     learners = tuple(_spawn_learner(config, rank) for rank in range(config.learner.ranks))
     deadline_s = config.learner.deadline_s
     master = get_within(learners[0].address.remote(), deadline_s, "start of the learner", "learner.deadline_s")
     started = [learner.start.remote(config, master) for learner in learners]
-    ready = [actor.ready.remote() for actor in (*workers, *(s for pool in rewards.values() for s in pool))]
+    servers = [server for pool in (*rewards.values(), *taggers.values()) for server in pool]
+    ready = [actor.ready.remote() for actor in (*workers, *servers)]
     get_within([*started, *ready], deadline_s, "start of all processes", "learner.deadline_s")
-    return Cluster(workers, rewards, learners)
+    return Cluster(workers, rewards, learners, taggers)
 
 
 def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
@@ -68,14 +74,25 @@ def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
 
 
 def _spawn_reward(config: RewardConfig) -> Any:
-    import ray
-
     from actors.reward_server import RewardActor
+
+    return _server(RewardActor, config).remote(config)
+
+
+def _spawn_tagger(where: str, config: TaggerConfig) -> Any:
+    from actors.tagger_server import TaggerActor
+
+    return _server(TaggerActor, config).remote(where, config)
+
+
+def _server(actor: type, config: RewardConfig | TaggerConfig) -> Any:
+    """The actor class with what Ray has to give one replica."""
+    import ray
 
     options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus}
     if config.runtime_env is not None:
         options["runtime_env"] = config.runtime_env
-    return ray.remote(RewardActor).options(**options).remote(config)
+    return ray.remote(actor).options(**options)
 
 
 def _spawn_learner(config: RunConfig, rank: int) -> Any:

@@ -27,7 +27,7 @@ class Ledger:
         return ordinal
 
     def drop(self, ordinal: int) -> None:
-        """Its rewards failed for good; it never reaches an advantage."""
+        """Its tagger or a reward failed for good; it never reaches an advantage."""
         self.pending.remove(ordinal)
         self.dropped.append(ordinal)
 

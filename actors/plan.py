@@ -5,7 +5,7 @@ from pathlib import Path
 from rl.config.data import SKIMAGE
 from rl.config.objective import NFTConfig
 from rl.config.policy import LORA_TARGETS
-from rl.config.run import RunConfig
+from rl.config.run import ONE_STEP_POLICIES, RunConfig
 from rl.policies.folders import policy_folder
 
 Row = tuple[str, str]
@@ -36,6 +36,10 @@ def _processes(config: RunConfig) -> list[Row]:
             (f"reward {r.name}", f"{r.replicas} x {_place(r.cpus, r.gpus)}, {r.type}, weight {r.weight:g}")
             for r in config.rewards
         ),
+        *(
+            (f"tagger of {where}", f"{t.replicas} x {_place(t.cpus, t.gpus)}, {t.type} on the {t.image.upper()}")
+            for where, t in config.taggers.items()
+        ),
     ]
 
 
@@ -46,10 +50,13 @@ def _place(cpus: float, gpus: float) -> str:
 def _step(config: RunConfig) -> list[Row]:
     groups, size = config.train.groups_per_step, config.rollout.group_size
     sampler, updates = config.rollout.sampler, config.learner.updates_per_batch
+    steps = f"{sampler.steps} {sampler.solver} steps each"
+    if config.policy.type in ONE_STEP_POLICIES:
+        steps = "one step each" if config.rollout.vary == "noise" else "one step each, members by t_add"
     return [
         (
             "sample",
-            f"{groups} groups x {size} images of {config.data.crop} px, {sampler.steps} {sampler.solver} steps each",
+            f"{groups} groups x {size} images of {config.data.crop} px, {steps}",
         ),
         (
             "score",

@@ -1,13 +1,14 @@
-"""Everything that can be refused before a process starts: data, weights, rewards, the run directory."""
+"""Everything that can be refused before a process starts: data, weights, rewards, prompts, the run directory."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
 from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
-from rewards import check_reward
+from rewards import check_reward, check_tagger
 from rl.config.data import DataConfig
 from rl.config.load import ConfigError
+from rl.config.policy import PolicyConfig
 from rl.config.run import RunConfig
 from rl.data.photos import check_sources
 from rl.metrics import METRICS_FILE
@@ -21,6 +22,9 @@ def preflight(config: RunConfig, *, resume: bool) -> None:
     checks = [("data", config.data)] + ([("eval.data", config.eval.data)] if config.eval.data else [])
     for where, data in checks:
         problems += _try(_check_data, where, data)
+        problems += _try(_check_prompts, where, data, config.policy)
+        if data.tagger is not None:
+            problems += _try(check_tagger, where, data.tagger)
         for reward in config.rewards:
             problems += _try(check_reward, reward, has_hr=data.has_hr, sr_side=data.crop)
     problems += _try(_check_run_dir, Path(config.run.dir), resume=resume)
@@ -42,6 +46,19 @@ def _check_data(where: str, data: DataConfig) -> None:
         check_sources(data.path + ([data.hr_path] if data.hr_path else []))
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{where}.path: {error}") from error
+
+
+def _check_prompts(where: str, data: DataConfig, policy: PolicyConfig) -> None:
+    """A policy with one cached embedding has nothing that could read a prompt."""
+    from rl.policies.folders import WITH_TEXT_ENCODER, preset_folder, prompt_file
+
+    file = prompt_file(preset_folder(policy) or Path(policy.path).expanduser(), policy)
+    given = [f"{where}.{key}" for key in ("prompt", "prompt_path", "prompt_suffix", "tagger") if getattr(data, key)]
+    if given and (policy.type not in WITH_TEXT_ENCODER or file.is_file()):
+        raise ValueError(
+            f"{', '.join(given)}: policy '{policy.type}' has one cached embedding for all images, {file}, and reads no "
+            f"prompts; remove {'it' if len(given) == 1 else 'them'}"
+        )
 
 
 def _check_run_dir(folder: Path, *, resume: bool) -> None:

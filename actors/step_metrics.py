@@ -7,6 +7,7 @@ import numpy as np
 
 from actors.lanes import LaneClock, ScoredGroup
 from actors.scoring import RewardPool
+from actors.tagging import TaggerPool
 from actors.weight_sync import PushReport
 from rl.advantages import AdvantageBatch
 from rl.config.run import RunConfig
@@ -34,7 +35,10 @@ def step_values(
     values[Key.TIME_STEP], values[Key.PERF_IMAGES] = step_s, images / step_s
     values[Key.TIME_SAMPLE], values[Key.TIME_SCORE] = clock.sample_s, clock.score_s
     values[Key.GROUP_DROPPED] = float(clock.dropped)
-    values.update({Key.REWARD_FAILED.of(name): float(clock.failed.get(name, 0)) for name in names})
+    values.update({Key.REWARD_FAILED.of(pool.name): float(clock.failed[pool]) for pool in pools})
+    if config.data.tagger is not None:
+        values[Key.TIME_TAG] = clock.tag_s
+        values[Key.TAGGER_FAILED] = float(sum(n for pool, n in clock.failed.items() if isinstance(pool, TaggerPool)))
     values[Key.IDLE_ROLLOUT] = _idle(clock.sample_s, step_s * config.rollout.workers)
     values[Key.IDLE_LEARNER] = _idle(report.train_s, step_s)
     values.update(_rewards(pools, step_s))
@@ -65,13 +69,13 @@ def _push(push: PushReport, lag_s: float) -> dict[str, Value]:
 
 
 def _rewards(pools: Sequence[RewardPool], step_s: float) -> dict[str, Value]:
-    scored = sum(pool.scored for pool in pools)
+    answered = sum(pool.answered for pool in pools)
     waited = sum(pool.waited_s for pool in pools)
     busy = sum(pool.busy_s for pool in pools)
     replicas = sum(pool.config.replicas for pool in pools)
     for pool in pools:
-        pool.scored, pool.waited_s, pool.busy_s = 0, 0.0, 0.0
-    wait: dict[str, Value] = {Key.REWARD_QUEUE_WAIT: waited / scored} if scored else {}
+        pool.answered, pool.waited_s, pool.busy_s = 0, 0.0, 0.0
+    wait: dict[str, Value] = {Key.REWARD_QUEUE_WAIT: waited / answered} if answered else {}
     return {Key.IDLE_REWARD: _idle(busy, step_s * replicas), **wait}
 
 

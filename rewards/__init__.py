@@ -7,10 +7,10 @@ A new reward type is one file with a class that fits `rewards.base.Reward`, one 
 from collections.abc import Callable
 
 from rewards.base import Reward, RewardError, RewardInput
-from rewards.checks import check_reward
+from rewards.checks import check_reward, check_tagger
 from rl.config.reward import RewardConfig
 
-__all__ = ["BUILDERS", "Reward", "RewardError", "RewardInput", "build_reward", "check_reward"]
+__all__ = ["BUILDERS", "Reward", "RewardError", "RewardInput", "build_reward", "check_reward", "check_tagger"]
 
 
 def _pyiqa(config: RewardConfig) -> Reward:

@@ -1,13 +1,14 @@
 """What a reward is: uint8 images in, one float64 score per image out, higher is better.
 
-Holds the protocol, its input carrier and the one error. Left out: how scores become advantages (`rl/advantages.py`),
-retries and deadlines (`actors/`), and the config-time checks (`rewards/checks.py`). Imports no torch.
+Holds the protocol, its input carrier and the errors of servers. Left out: how scores become advantages
+(`rl/advantages.py`), retries and deadlines (`actors/`), and the config-time checks (`rewards/checks.py`). Imports no
+torch.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,34 +44,49 @@ class Reward(Protocol):
         ...
 
 
-class RewardError(RuntimeError):
-    """A reward could not score. Survives pickling, so that it crosses a Ray border whole.
+class ServerError(RuntimeError):
+    """A model behind a server could not answer. Survives pickling, so that it crosses a Ray border whole.
 
     Attributes:
-        reward: the reward's name.
+        kind: what kind of server.
+        name: the server's name.
         reason: what failed, with values.
         groups: positions in the call of the groups at fault; empty where the call failed as a whole.
-        ordinals: the same groups by ordinal; filled by `RewardServer`.
+        ordinals: the same groups by ordinal; filled by the server.
     """
 
-    def __init__(self, reward: str, reason: str, groups: tuple[int, ...] = (), ordinals: tuple[int, ...] = ()) -> None:
-        super().__init__(reward, reason, groups, ordinals)
-        self.reward, self.reason, self.groups, self.ordinals = reward, reason, groups, ordinals
+    kind: ClassVar[str] = "server"
+
+    def __init__(self, name: str, reason: str, groups: tuple[int, ...] = (), ordinals: tuple[int, ...] = ()) -> None:
+        super().__init__(name, reason, groups, ordinals)
+        self.name, self.reason, self.groups, self.ordinals = name, reason, groups, ordinals
 
     def __str__(self) -> str:
         where = f" (groups {list(self.ordinals)})" if self.ordinals else ""
-        return f"reward '{self.reward}'{where}: {self.reason}"
+        return f"{self.kind} '{self.name}'{where}: {self.reason}"
+
+
+class RewardError(ServerError):
+    """A reward could not score."""
+
+    kind = "reward"
+
+
+class TaggerError(ServerError):
+    """A tagger could not tag; `name` is the section of the data that it tags, `data` or `eval.data`."""
+
+    kind = "tagger"
 
 
 class naming:
-    """Re-raises whatever foreign code (pyiqa, a user's file) raises as a `RewardError` with the reward's name.
+    """Re-raises whatever foreign code (pyiqa, a user's file) raises as `error` with the server's name.
 
     A list of exception types cannot be complete here: weights, downloads and model code fail in dozens of classes.
     Nothing is swallowed; the original is the `__cause__`. KeyboardInterrupt and SystemExit pass through.
     """
 
-    def __init__(self, reward: str, doing: str) -> None:
-        self.reward, self.doing = reward, doing
+    def __init__(self, name: str, doing: str, error: type[ServerError] = RewardError) -> None:
+        self.name, self.doing, self.error = name, doing, error
 
     def __enter__(self) -> Self:
         return self
@@ -78,8 +94,8 @@ class naming:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, RewardError):
-            raise RewardError(self.reward, f"{self.doing}: {type(error).__name__}: {error}") from error
+        if isinstance(error, Exception) and not isinstance(error, ServerError):
+            raise self.error(self.name, f"{self.doing}: {type(error).__name__}: {error}") from error
 
 
 def checked_scores(reward: str, raw: ArrayLike, count: int) -> F64:
@@ -106,5 +122,5 @@ def score_each(score: Callable[[U8, U8, U8 | None, int], F64], groups: Sequence[
         try:
             columns.append(score(group.images, group.lr, group.hr, group.scale))
         except RewardError as error:
-            raise RewardError(error.reward, error.reason, groups=(k,)) from error
+            raise RewardError(error.name, error.reason, groups=(k,)) from error
     return columns

@@ -1,16 +1,28 @@
-"""Config-time refusals of rewards: torch-free, in milliseconds, before any process starts.
+"""Config-time refusals of rewards and taggers: torch-free, in milliseconds, before any process starts.
 
 Left out: whether weights are on disk and whether a GPU is there; those fail when the reward is built.
 """
 
 import ast
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rewards.catalog import PYIQA_RESERVED, metric_facts
+from rewards.tags import read_tags
 from rl.config.reward import RewardConfig
+from rl.config.tagger import TaggerConfig
 
 SCORE_ARGUMENTS = ("images", "lr", "hr", "scale")
+TAG_ARGUMENTS = ("images",)
 LR_CONSISTENCY_OPTIONS = ("cap_db",)
+CLIP_FILES = (
+    ("config.json",),
+    ("processor_config.json", "preprocessor_config.json"),
+    ("tokenizer.json", "vocab.json"),
+    ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+)
+"""What a CLIP folder holds; of each row one: names differ between transformers 4 and 5."""
 
 
 def check_reward(config: RewardConfig, *, has_hr: bool, sr_side: int | None) -> None:
@@ -72,26 +84,37 @@ def _check_python(config: RewardConfig, has_hr: bool) -> None:
     if config.options:
         raise ValueError(f"options are not read by type 'python', got {config.options}; write them into the file")
     path = Path(config.file or "").expanduser()
+    tree = check_user_file(path, "score", SCORE_ARGUMENTS)
+    if not has_hr and _needs_hr(tree):
+        raise ValueError(f"{path} says NEEDS_HR = True, but the data source has no HR; use data with HR")
+
+
+def signature(function: str, arguments: Sequence[str]) -> str:
+    """How a user's file has to define `function`."""
+    return f"def {function}({', '.join(arguments)})"
+
+
+def check_user_file(path: Path, function: str, arguments: Sequence[str]) -> ast.Module:
+    """The syntax tree of a user's file, which is not run.
+
+    Raises:
+        ValueError: it is missing, is not Python, or has no top-level `function` that takes `arguments`.
+    """
     if not path.is_file():
         raise ValueError(f"file '{path}' does not exist (looked from {Path.cwd()}); give the path of a Python file")
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     except SyntaxError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
-    _check_score_function(tree, path)
-    if not has_hr and _needs_hr(tree):
-        raise ValueError(f"{path} says NEEDS_HR = True, but the data source has no HR; use data with HR")
-
-
-def _check_score_function(tree: ast.Module, path: Path) -> None:
-    expected = f"def score({', '.join(SCORE_ARGUMENTS)})"
-    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "score"]
+    expected = signature(function, arguments)
+    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
     if not defined:
-        raise ValueError(f"{path} has no top-level score(); expected `{expected}`")
-    arguments = defined[-1].args
-    got = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
-    if len(got) < len(SCORE_ARGUMENTS) and arguments.vararg is None:
-        raise ValueError(f"{path}, line {defined[-1].lineno}: expected `{expected}`, got `def score({', '.join(got)})`")
+        raise ValueError(f"{path} has no top-level {function}(); expected `{expected}`")
+    accepted = defined[-1].args
+    got = [argument.arg for argument in (*accepted.posonlyargs, *accepted.args)]
+    if len(got) < len(arguments) and accepted.vararg is None:
+        raise ValueError(f"{path}, line {defined[-1].lineno}: expected `{expected}`, got `{signature(function, got)}`")
+    return tree
 
 
 def _needs_hr(tree: ast.Module) -> bool:
@@ -101,3 +124,35 @@ def _needs_hr(tree: ast.Module) -> bool:
             if "NEEDS_HR" in names:
                 return bool(node.value.value)
     return False
+
+
+def check_tagger(where: str, config: TaggerConfig) -> None:
+    """Refuses a tagger whose files are not there or cannot be what they should be.
+
+    Args:
+        where: the section of the data, which begins the message.
+
+    Raises:
+        ValueError: names the section, what was expected and what was found.
+    """
+    try:
+        if config.type == "clip":
+            _check_clip(config)
+        else:
+            check_user_file(Path(config.file or "").expanduser(), "tag", TAG_ARGUMENTS)
+    except ValueError as error:
+        raise ValueError(f"{where}.tagger: {error}") from error
+
+
+def _check_clip(config: TaggerConfig) -> None:
+    folder = Path(config.path or "").expanduser()
+    missing = [" or ".join(names) for names in CLIP_FILES if not any((folder / name).is_file() for name in names)]
+    if missing:
+        raise ValueError(
+            f"path: expected a local folder with a CLIP model as transformers saves it, {folder} lacks "
+            f"{', '.join(missing)}"
+        )
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "clip":
+        raise ValueError(f"path: expected model_type 'clip' in {folder}/config.json, got {kind!r}")
+    read_tags(Path(config.tags or "").expanduser())

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.base import RewardError, RewardInput, checked_scores, naming, score_each
+from rewards.base import RewardError, RewardInput, ServerError, checked_scores, naming, score_each
+from rewards.checks import SCORE_ARGUMENTS, signature
 from rl.config.reward import RewardConfig
 from rl.types import F64, U8
 
@@ -34,10 +35,8 @@ class PythonFileReward:
 
     def __init__(self, config: RewardConfig) -> None:
         self.name = config.name
-        self._path = Path(config.file or "").expanduser().resolve()
-        module = self._load()
-        if not callable(getattr(module, "score", None)):
-            raise RewardError(self.name, f"{self._path} has no score(); expected `def score(images, lr, hr, scale)`")
+        module = user_module(config.file, "score", SCORE_ARGUMENTS, self.name, RewardError)
+        self._path = module.__file__
         self._score: Callable[[U8, U8, U8 | None, int], Any] = module.score
         self.needs_hr = bool(getattr(module, "NEEDS_HR", False))
 
@@ -50,28 +49,38 @@ class PythonFileReward:
         if self.needs_hr and hr is None:
             raise RewardError(self.name, f"{self._path} says NEEDS_HR = True, got hr=None")
         with naming(self.name, f"score() of {self._path}"):
-            raw = self._score(_read_only(images), _read_only(lr), None if hr is None else _read_only(hr), scale)
+            raw = self._score(read_only(images), read_only(lr), None if hr is None else read_only(hr), scale)
             return checked_scores(self.name, raw, len(images))
 
     def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
         """The scores of each group, one after the other."""
         return score_each(self.score, groups)
 
-    def _load(self) -> Any:
-        if not self._path.is_file():
-            raise RewardError(self.name, f"file {self._path} does not exist")
-        key = f"isrl_reward_{self.name}"
-        spec = importlib.util.spec_from_file_location(key, self._path)
-        if spec is None or spec.loader is None:
-            raise RewardError(self.name, f"{self._path}: expected a Python file that ends in .py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[key] = module  # dataclasses and pickle look their module up there
-        with naming(self.name, f"importing {self._path}"):
-            spec.loader.exec_module(module)
-        return module
+
+def user_module(file: str | None, function: str, arguments: Sequence[str], name: str, error: type[ServerError]) -> Any:
+    """The imported module of a user's file, which has a callable `function`.
+
+    Raises:
+        error: under `name`: the file is missing, fails on import, or has no such function.
+    """
+    path = Path(file or "").expanduser().resolve()
+    if not path.is_file():
+        raise error(name, f"file {path} does not exist")
+    key = f"isrl_{error.kind}_{name.replace('.', '_')}"
+    spec = importlib.util.spec_from_file_location(key, path)
+    if spec is None or spec.loader is None:
+        raise error(name, f"{path}: expected a Python file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module  # dataclasses and pickle look their module up there
+    with naming(name, f"importing {path}", error):
+        spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise error(name, f"{path} has no {function}(); expected `{signature(function, arguments)}`")
+    return module
 
 
-def _read_only(array: U8) -> U8:
+def read_only(array: U8) -> U8:
+    """A view that a user's file cannot write through."""
     view = array.view()
     view.flags.writeable = False
     return view

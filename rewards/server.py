@@ -24,10 +24,7 @@ class RewardServer:
     """
 
     def __init__(self, config: RewardConfig, *, threads: int | None = None) -> None:
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
+        limit_threads(threads)
         self.config = config
         self.reward = build_reward(config)
 
@@ -47,7 +44,7 @@ class RewardServer:
             except RewardError as error:
                 positions = tuple(batch[k] for k in error.groups) or tuple(batch)
                 ordinals = tuple(groups[k].ordinal for k in positions)
-                raise RewardError(error.reward, error.reason, groups=positions, ordinals=ordinals) from error
+                raise RewardError(error.name, error.reason, groups=positions, ordinals=ordinals) from error
             per_image = (time.perf_counter() - start) / sum(len(part) for part in scores)
             for k, part in zip(batch, scores, strict=True):
                 columns[k] = RewardColumn(groups[k].ordinal, self.config.name, part, per_image * len(part))
@@ -59,6 +56,14 @@ class RewardServer:
             by_size.setdefault((*one.images.shape[1:], one.scale), []).append(k)
         step = self.config.batch_groups
         return [same[at : at + step] for same in by_size.values() for at in range(0, len(same), step)]
+
+
+def limit_threads(threads: int | None) -> None:
+    """Set torch's intra-op threads of this process; None leaves them, and torch, alone."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _reward_input(task: SRTask, group: RolloutGroup) -> RewardInput:

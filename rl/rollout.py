@@ -8,7 +8,7 @@ import torch
 from rl.config.objective import GRPOConfig, SampledWith
 from rl.config.run import RunConfig
 from rl.policies import load_policy
-from rl.policies.base import Condition, FlowPolicy, member_noise, to_uint8
+from rl.policies.base import Condition, FlowPolicy, OneStepPolicy, member_noise, to_uint8
 from rl.policies.lora import (
     OLD,
     SnapshotRefused,
@@ -18,7 +18,7 @@ from rl.policies.lora import (
     installed_digest,
     using,
 )  # fmt: skip
-from rl.sampling import draw, draw_trajectory, join_trajectories, one_call, step_window
+from rl.sampling import draw, draw_one_step_trajectory, draw_trajectory, join_trajectories, one_call, step_window
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, TrajectoryRecord
 
 CANARY_SIDE = 4
@@ -34,8 +34,11 @@ class RolloutWorker:
         self.policy.backbone.eval()
         add_adapters(self.policy.backbone, config.policy.lora, (OLD,))
         self._adapter = adapter_parameters(self.policy.backbone, OLD)
+        # torch multiplies matrices in another order where no gradient is needed: the likelihoods of a forced one-step
+        # trajectory are computed as the learner computes them, else fresh ratios differ from 1 in the last bit
+        like_the_learner = config.rollout.sampler.sde.one_step_std is not None
         for parameter in self._adapter.values():
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(like_the_learner)
         self._groups_per_step = config.train.groups_per_step
         self._keep_mean = isinstance(config.objective, GRPOConfig) and config.objective.guard
         self._installed: Echo | None = None
@@ -95,9 +98,7 @@ class RolloutWorker:
             trajectory = join_trajectories([record for _, record in drawn])
         else:
             with using(self.policy.backbone, None if sampled_with == "reference" else OLD):
-                latents = [
-                    draw(self.policy, self._noise(condition, p), [condition], self.config.sampler) for p in parts
-                ]
+                latents = self._draw(condition, parts)
         images = np.concatenate([to_uint8(self.policy.decode(x)).cpu().numpy() for x in latents])
         x0 = torch.cat(latents).cpu().numpy()
         version, digest = self._installed.version, self._installed.digest
@@ -105,13 +106,32 @@ class RolloutWorker:
         seconds = time.perf_counter() - started
         return RolloutReceipt(task.ordinal, version, digest, len(seeds), seconds), group
 
+    def _draw(self, condition: Condition, parts: list[tuple[int, ...]]) -> list[torch.Tensor]:
+        """Clean latents of each part of the group."""
+        if self.config.vary == "noise":
+            return [draw(self.policy, self._noise(condition, p), [condition], self.config.sampler) for p in parts]
+        if not isinstance(self.policy, OneStepPolicy):
+            raise TypeError(f"vary 't_add' needs a one-step policy, got {type(self.policy).__name__}")
+        low, high = self.config.t_add_range
+        levels = iter(np.linspace(low, high, sum(map(len, parts))).round().astype(int))
+        shared = parts[0][0]
+        return [
+            self.policy.generate(
+                self._noise(condition, (shared,) * len(p)), [condition], [int(next(levels)) for _ in p]
+            )
+            for p in parts
+        ]
+
     def _trajectory(
         self, task: SRTask, condition: Condition, seeds: tuple[int, ...]
     ) -> tuple[torch.Tensor, TrajectoryRecord]:
-        if not isinstance(self.policy, FlowPolicy):
-            raise TypeError(f"a trajectory needs a multi-step flow, got {type(self.policy).__name__}")
-        window = step_window(self.config.sampler, task.seed, task.ordinal // self._groups_per_step)
         noise = self._noise(condition, seeds)
+        if not isinstance(self.policy, FlowPolicy):
+            std = self.config.sampler.sde.one_step_std
+            if std is None:
+                raise TypeError(f"a trajectory needs a multi-step flow, got {type(self.policy).__name__}")
+            return draw_one_step_trajectory(self.policy, noise, condition, std, seeds, keep_mean=self._keep_mean)
+        window = step_window(self.config.sampler, task.seed, task.ordinal // self._groups_per_step)
         return draw_trajectory(
             self.policy, noise, condition, self.config.sampler, window, seeds, keep_mean=self._keep_mean
         )

@@ -11,8 +11,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rl.config.policy import SamplerConfig
 from rl.flow.sampler import Solver, sample
 from rl.flow.schedule import flow_sigmas
-from rl.flow.sde import SDEWindow, sample_with_trajectory, sde_window
-from rl.policies.base import Condition, FlowPolicy, Policy, member_noise
+from rl.flow.sde import (
+    SDEStep,
+    SDEWindow,
+    gaussian_step,
+    one_step_moments,
+    sample_with_trajectory,
+    sde_window,
+)
+from rl.policies.base import Condition, FlowPolicy, OneStepPolicy, Policy, member_noise
 from rl.seeding import derive_seed
 from rl.types import TrajectoryRecord
 
@@ -76,6 +83,31 @@ def draw_trajectory(
     mean = None if taken.mean_old is None else taken.mean_old.cpu().numpy()
     x, x_next, logp = (value.cpu().numpy() for value in (taken.x, taken.x_next, taken.logp_old))
     return x0, TrajectoryRecord(taken.steps, x, x_next, logp, mean)
+
+
+@torch.no_grad()
+def draw_one_step_trajectory(
+    policy: OneStepPolicy, noise: Tensor, condition: Condition, std: float, seeds: Sequence[int], *, keep_mean: bool
+) -> tuple[Tensor, TrajectoryRecord]:
+    """The same of a one-step policy whose latents are made the mean of a Gaussian: x is the noised LR latents."""
+    z_t = policy.noised(condition.latents.expand(len(noise), -1, -1, -1), noise)
+    n = member_noise([derive_seed(seed, "sde", 0) for seed in seeds], policy.latent_shape(condition), noise.device)
+    with exact_attention(noise.device):
+        taken = one_step_gaussian(policy, z_t, condition, std, noise=n)
+    x_next = taken.x_next.detach()
+    recorded = (value.detach()[None].cpu().numpy() for value in (z_t, x_next, taken.logp, taken.moments.mean))
+    x, action, logp, mean = recorded
+    return x_next, TrajectoryRecord((0,), x, action, logp, mean if keep_mean else None)
+
+
+def one_step_gaussian(
+    policy: OneStepPolicy, z_t: Tensor, condition: Condition, std: float, *, noise: Tensor | None = None,
+    x_next: Tensor | None = None,
+) -> SDEStep:  # fmt: skip
+    """x' ~ N(x0(z_t), std^2) of a one-step policy, drawn by `noise` or evaluated at `x_next`, all `[B, C, h, w]`."""
+    with torch.enable_grad():  # for bit-equal rollouts, see RolloutWorker
+        x0 = policy.clean(z_t, policy.epsilon(z_t, [condition]).float())
+    return gaussian_step(one_step_moments(x0, std), noise=noise, x_next=x_next)
 
 
 def join_trajectories(records: Sequence[TrajectoryRecord]) -> TrajectoryRecord:

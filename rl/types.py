@@ -36,6 +36,29 @@ class SRTask:
     """What the text encoder sees; empty where the policy has one cached embedding."""
 
 
+# controller -> tagger server
+@dataclass(frozen=True, eq=False)
+class TagRequest:
+    """One image whose tags become the prompt of its task."""
+
+    ordinal: int
+    image: U8
+    """`[3, H, W]` RGB: the HR crop or the LR image, as `tagger.image` says."""
+
+
+# tagger server -> controller
+@dataclass(frozen=True)
+class ImageTags:
+    """What a tagger saw in one image."""
+
+    ordinal: int
+    text: str
+    """Never empty."""
+    digest: str
+    """`image_digest` of the image that was tagged, by which the controller knows that the text is that image's."""
+    seconds: float
+
+
 # part of a RolloutGroup, for objectives that need a likelihood
 @dataclass(frozen=True, eq=False)
 class TrajectoryRecord:
@@ -145,6 +168,13 @@ class Echo:
     digest: str
     load_s: float
     verify_s: float
+
+
+def image_digest(image: U8) -> str:
+    """xxh3-128 over shape and bytes of a uint8 image."""
+    state = xxhash.xxh3_128(f"{image.shape}|".encode())
+    state.update(np.ascontiguousarray(image).reshape(-1).data)
+    return state.hexdigest()
 
 
 def adapter_digest(tensors: dict[str, NDArray[np.generic]], dtype: str) -> str:

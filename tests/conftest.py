@@ -147,18 +147,49 @@ def tiny_sd21_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False).save_pretrained(
         folder / "scheduler"
     )
-    letters = "abcdefghijklmnopqrstuvwxyz ,-8"
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {word: i for i, word in enumerate(words)}
+    vocabulary = _letters()
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=12)
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
     CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(words), hidden_size=TEXT_DIM, intermediate_size=16, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=12, bos_token_id=len(words) - 2,
-            eos_token_id=len(words) - 1,
+            vocab_size=len(vocabulary), hidden_size=TEXT_DIM, intermediate_size=16, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=12, bos_token_id=len(vocabulary) - 2,
+            eos_token_id=len(vocabulary) - 1,
         )
     ).save_pretrained(folder / "text_encoder")  # fmt: skip
+    return folder
+
+
+def _letters() -> dict[str, int]:
+    """A vocabulary of single letters; its last two words begin and end a text."""
+    letters = "abcdefghijklmnopqrstuvwxyz ,-8"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return {word: i for i, word in enumerate(words)}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIP's real model and processor, tiny and random, sharp enough that images get different tags."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    folder, vocabulary = tmp_path_factory.mktemp("clip"), _letters()
+    torch.manual_seed(4)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        **size, "vocab_size": len(vocabulary), "max_position_embeddings": 24, "bos_token_id": len(vocabulary) - 2,
+        "eos_token_id": len(vocabulary) - 1,
+    }  # fmt: skip
+    vision = {**size, "image_size": 16, "patch_size": 4}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(folder)
+    CLIPProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=24),
+    ).save_pretrained(folder)
     return folder

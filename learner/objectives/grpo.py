@@ -14,7 +14,7 @@ from rl.metrics import Key
 from rl.objectives.grpo import grpo_loss, guard_log_ratio, ratio, reference_kl
 from rl.policies.base import Condition, FlowPolicy, Policy
 from rl.policies.lora import using
-from rl.sampling import exact_attention, grid_sigmas
+from rl.sampling import exact_attention, grid_sigmas, one_step_gaussian
 from rl.types import TrainGroup
 
 
@@ -45,18 +45,19 @@ class GRPOObjective(Objective):
 
     def __init__(self, policy: Policy, config: RunConfig) -> None:
         super().__init__(policy, config)
-        if not isinstance(policy, FlowPolicy) or not isinstance(config.objective, GRPOConfig):
-            raise TypeError(f"expected a multi-step flow and grpo, got {type(policy)} and {config.objective.type}")
-        self._policy: FlowPolicy = policy
-        self._config = config.objective
         self._sde = config.rollout.sampler.sde
+        forced = self._sde.one_step_std is not None
+        if isinstance(policy, FlowPolicy) == forced or not isinstance(config.objective, GRPOConfig):
+            raise TypeError(f"expected a multi-step flow and grpo, got {type(policy)} and {config.objective.type}")
+        self._policy = policy
+        self._config = config.objective
 
     def forward(self, batch: GRPOBatch) -> Loss:  # type: ignore[override]  # its own micro-batches come back
         step = self._step(batch)
         kl = None
         if self._config.kl_weight > 0:
             with torch.no_grad(), using(self.backbone, None):
-                kl_mean = self._step(batch).moments.mean
+                kl_mean = self._step(batch).moments.mean.detach()
             kl = reference_kl(step.moments, kl_mean)
         if batch.mean_old is not None:
             r = guard_log_ratio(step.logp, batch.logp_old, step.moments, batch.mean_old).exp()
@@ -79,6 +80,11 @@ class GRPOObjective(Objective):
         return Loss(loss.total.float(), terms)
 
     def _step(self, batch: GRPOBatch) -> SDEStep:
+        if not isinstance(self._policy, FlowPolicy):
+            with exact_attention(self.device):
+                return one_step_gaussian(
+                    self._policy, batch.x, batch.condition, self._sde.one_step_std or 0.0, x_next=batch.x_next
+                )
         t = batch.x.new_full((len(batch.x),), batch.s)
         with exact_attention(self.device):
             v = self._policy.velocity(batch.x, t, [batch.condition]).float()
@@ -103,7 +109,9 @@ class GRPOObjective(Objective):
             raise ValueError(
                 f"group {group.task.ordinal} carries no trajectory; sample it with rollout.sampler.solver=sde"
             )
-        levels = [float(s) for s in grid_sigmas(self.run_config.rollout.sampler, condition)]
+        levels = [1.0, 0.0]
+        if isinstance(self._policy, FlowPolicy):
+            levels = [float(s) for s in grid_sigmas(self.run_config.rollout.sampler, condition)]
         k = taken.steps[slot]
         x, x_next, logp = (torch.tensor(v[slot], device=self.device) for v in (taken.x, taken.x_next, taken.logp))
         mean = None if taken.mean is None else torch.tensor(taken.mean[slot], device=self.device)

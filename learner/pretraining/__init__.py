@@ -12,7 +12,7 @@ from learner.pretraining.report import card, held_out_crops, score
 from rl.config.policy import PolicyConfig
 from rl.config.pretrain import FlowPretrain, NAOSDPretrain
 from rl.errors import MissingInput
-from rl.perceptual import LpipsSqueeze
+from rl.perceptual import Lpips
 from rl.policies import load_policy
 
 
@@ -26,7 +26,7 @@ def pretrain(config: FlowPretrain | NAOSDPretrain, source: str) -> Path:
     # subnormal moments of still untouched layers make AdamW on a CPU several times slower
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
-    lpips = LpipsSqueeze(_weights(config.lpips.backbone), _weights(config.lpips.heads)).to(config.device)
+    lpips = Lpips(_weights(config.lpips.backbone), _weights(config.lpips.heads), net=config.lpips.net).to(config.device)
     held_out = held_out_crops(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

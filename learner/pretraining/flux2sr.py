@@ -26,14 +26,14 @@ from learner.pretraining.supervised import (
 from rl.config.pretrain import FlowPretrain, FlowStage
 from rl.data.crops import CropSource
 from rl.objectives.nft import noised
-from rl.perceptual import LpipsSqueeze
+from rl.perceptual import Lpips
 from rl.policies.base import Condition, from_uint8
 from rl.policies.flux2sr.mini_vae import MiniVAE, running_statistics
 from rl.policies.flux2sr.policy import Flux2SR, patchify
 from rl.seeding import derive_seed
 
 
-def make_flux2sr(config: FlowPretrain, lpips: LpipsSqueeze, log: Log) -> None:
+def make_flux2sr(config: FlowPretrain, lpips: Lpips, log: Log) -> None:
     """Train the VAE, then the flow; write the folder that `from_pretrained` reads, in fp16."""
     out = Path(config.out)
     vae = MiniVAE().to(config.device)
@@ -84,7 +84,7 @@ def prompt_tokens(config: FlowPretrain) -> Tensor:
     return torch.randn(config.transformer.prompt_tokens, config.transformer.joint_attention_dim, generator=generator)
 
 
-def train_flow(policy: Flux2SR, pairs: Pairs, lpips: LpipsSqueeze, config: FlowPretrain, log: Log) -> None:
+def train_flow(policy: Flux2SR, pairs: Pairs, lpips: Lpips, config: FlowPretrain, log: Log) -> None:
     """Train the transformer in place; it ends with the EMA weights."""
     stage, model = config.flow, policy.backbone
     model.requires_grad_(True).train()
@@ -111,7 +111,7 @@ def train_flow(policy: Flux2SR, pairs: Pairs, lpips: LpipsSqueeze, config: FlowP
 
 
 def _flow_loss(
-    policy: Flux2SR, pairs: Pairs, z_hr: Tensor, z_lr: Tensor, index: Tensor, lpips: LpipsSqueeze, stage: FlowStage,
+    policy: Flux2SR, pairs: Pairs, z_hr: Tensor, z_lr: Tensor, index: Tensor, lpips: Lpips, stage: FlowStage,
     step: int,
 ) -> tuple[Tensor, float]:  # fmt: skip
     x0 = z_hr[index]

@@ -12,7 +12,7 @@ from rl.config.policy import SamplerConfig
 from rl.config.pretrain import PretrainBase
 from rl.data.degradation import degrade
 from rl.data.photos import load_photos
-from rl.perceptual import LpipsSqueeze
+from rl.perceptual import Lpips
 from rl.policies.base import FlowPolicy, Policy, from_uint8, member_noise, to_uint8
 from rl.sampling import draw
 from rl.seeding import derive_seed
@@ -45,7 +45,7 @@ def psnr_y(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score(
-    policy: Policy, crops: list[tuple[U8, U8]], lpips: LpipsSqueeze, config: PretrainBase, sheet: Path
+    policy: Policy, crops: list[tuple[U8, U8]], lpips: Lpips, config: PretrainBase, sheet: Path
 ) -> dict[str, float]:
     """Single-sample PSNR(Y) and LPIPS-squeeze against bicubic, and how much the samples of a crop differ."""
     device = torch.device(config.device)

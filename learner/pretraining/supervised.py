@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rl.config.pretrain import PretrainBase, VaeStage
 from rl.data.crops import CropSource
 from rl.data.degradation import degrade
-from rl.perceptual import LpipsSqueeze
+from rl.perceptual import Lpips
 from rl.policies.base import from_uint8, to_uint8
 from rl.seeding import derive_seed
 from rl.types import U8
@@ -42,7 +42,7 @@ def to_tensor(images: list[U8]) -> Tensor:
     return from_uint8(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
 
 
-def train_vae(vae: ModelMixin, source: CropSource, lpips: LpipsSqueeze, stage: VaeStage, scale: int, log: Log) -> None:
+def train_vae(vae: ModelMixin, source: CropSource, lpips: Lpips, stage: VaeStage, scale: int, log: Log) -> None:
     """Train in place."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.0)
     vae.train().to(memory_format=torch.channels_last)
@@ -58,7 +58,7 @@ def train_vae(vae: ModelMixin, source: CropSource, lpips: LpipsSqueeze, stage: V
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         descend(charbonnier(y, x) + perceptual + stage.kl_weight * kl, vae, optimizer)
         if step % 100 == 99:
-            log(f"vae {step + 1}/{stage.steps}: charbonnier {float(charbonnier(y, x)):.4f}")
+            log(f"vae {step + 1}/{stage.steps}: charbonnier {float(charbonnier(y, x).detach()):.4f}")
     vae.eval()
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rl.config.base import Section
+from rl.config.prompts import PromptSection
+from rl.config.tagger import TaggerConfig
 
 Range = tuple[float, float]
 
@@ -61,6 +63,21 @@ _LIGHT = DegradationOrder(
     poisson_scale=(0.05, 0.8),
     jpeg_quality=(60.0, 95.0),
 )
+_GDPO_FIRST = DegradationOrder(
+    resize_range=(0.3, 1.5),
+    noise_sigma_255=(1.0, 15.0),
+    poisson_scale=(0.05, 2.0),
+    jpeg_quality=(60.0, 95.0),
+)
+_GDPO_SECOND = DegradationOrder(
+    blur_probability=0.5,
+    blur_sigma=(0.2, 1.5),
+    resize_probabilities=(0.3, 0.4, 0.3),
+    resize_range=(0.6, 1.2),
+    noise_sigma_255=(1.0, 12.0),
+    poisson_scale=(0.05, 1.0),
+    jpeg_quality=(60.0, 100.0),
+)
 
 
 class Degradation(Section):
@@ -75,11 +92,14 @@ class Degradation(Section):
 DEGRADATIONS: dict[str, Degradation] = {
     "realesrgan": Degradation(),
     "light": Degradation(first=_LIGHT, second=_LIGHT, second_order_probability=0.3, final_sinc_probability=0.3),
+    "gdpo": Degradation(first=_GDPO_FIRST, second=_GDPO_SECOND),
 }
 """`realesrgan`: the published ranges. `light`: ours, for models of a few million parameters; Real-ESRGAN's full
-ranges leave LR crops of 32 pixels with little to restore."""
+ranges leave LR crops of 32 pixels with little to restore. `gdpo`: the ranges that NAOSD and GDPO-SR train
+on, `GDPOSR/datasets/params_GDPO.yml` of github.com/Joyies/GDPO, where the second resize is relative to the LR size
+and here to the size it meets."""
 
-DegradationName = Literal["realesrgan", "light"]
+DegradationName = Literal["realesrgan", "light", "gdpo"]
 
 
 def _form(value: Any) -> str:
@@ -92,7 +112,7 @@ DegradationChoice = Annotated[
 """A named recipe or the ranges; the tag decides which of the two a mistake is explained as."""
 
 
-class DataConfig(Section):
+class DataConfig(PromptSection):
     """The stream of LR images, in an order that depends on the run's seed alone."""
 
     kind: Literal["hr", "lr", "paired"] = "hr"
@@ -106,12 +126,8 @@ class DataConfig(Section):
     """Side of the HR crop in pixels; the LR crop is `crop / scale`."""
     degradation: DegradationChoice = "light"
     """A named recipe, or the full set of ranges. Read only by `kind: hr`."""
-    prompt: str = ""
-    """One text for every image, for policies with a text encoder."""
-    prompt_path: str | None = None
-    """A folder with `<image name>.txt` for every image, instead of `prompt`; GDPO-SR takes RAM's tags."""
-    prompt_suffix: str = ""
-    """Appended to every prompt; GDPO-SR and OSEDiff: `clean, high-resolution, 8k`."""
+    tagger: TaggerConfig | None = None
+    """Writes each image's prompt from what it sees there, instead of `prompt` and `prompt_path`."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -124,11 +140,21 @@ class DataConfig(Section):
             raise ValueError(f"data.crop must be divisible by data.scale {self.scale}, got {self.crop}")
         if self.kind == "paired" and self.hr_path is None:
             raise ValueError("data.kind 'paired' needs data.hr_path: a folder with HR images of the same file names")
-        if self.prompt and self.prompt_path is not None:
-            raise ValueError(f"data.prompt and data.prompt_path exclude each other, got both ('{self.prompt}')")
         if self.kind != "paired" and self.hr_path is not None:
             raise ValueError(f"data.hr_path is read only by data.kind 'paired', got kind '{self.kind}': remove it")
+        self._check_tagger()
         return self
+
+    def _check_tagger(self) -> None:
+        if self.tagger is None:
+            return
+        if self.prompt or self.prompt_path is not None:
+            given = f"prompt '{self.prompt}'" if self.prompt else f"prompt_path '{self.prompt_path}'"
+            raise ValueError(f"data.tagger and data.{given} exclude each other, got both: remove one")
+        if self.tagger.image == "hr" and not self.has_hr:
+            raise ValueError(
+                f"data.tagger.image 'hr' needs data with HR, data.kind '{self.kind}' has none; write tagger.image: lr"
+            )
 
     @property
     def has_hr(self) -> bool:

@@ -6,6 +6,7 @@ from rl.config.data import SKIMAGE, DataConfig
 from rl.config.policy import PolicyConfig
 from rl.config.reward import RewardConfig
 from rl.config.run import RunConfig
+from rl.config.tagger import TaggerConfig
 from rl.policies.folders import preset_folder
 
 WEIGHTS_OPTION = "pretrained_model_path"
@@ -46,8 +47,14 @@ def _data(data: DataConfig, root: Path) -> DataConfig:
         "path": paths,
         "hr_path": _optional(data.hr_path, root),
         "prompt_path": _optional(data.prompt_path, root),
+        "tagger": None if data.tagger is None else _tagger(data.tagger, root),
     }
     return data.model_copy(update=update)
+
+
+def _tagger(tagger: TaggerConfig, root: Path) -> TaggerConfig:
+    update = {name: _optional(getattr(tagger, name), root) for name in ("path", "tags", "file")}
+    return tagger.model_copy(update=update)
 
 
 def _policy(policy: PolicyConfig, root: Path) -> PolicyConfig:

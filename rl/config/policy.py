@@ -128,6 +128,9 @@ class SDEConfig(Section):
     size: int = Field(4, ge=1)
     every: int = Field(25, ge=1)
     fraction: float = Field(0.6, gt=0, le=1)
+    one_step_std: float | None = Field(None, gt=0)
+    """Forces a likelihood on a one-step policy, which has none: its latents become the mean of a Gaussian of this
+    standard deviation, the group's latents are drawn from it. Nothing else of this section is read then. Ours."""
 
     @model_validator(mode="after")
     def _level(self) -> Self:
@@ -137,6 +140,8 @@ class SDEConfig(Section):
 
     def trained_steps(self, steps: int) -> int:
         """How many steps of a run of `steps` are trained; the last one never is."""
+        if self.one_step_std is not None:
+            return 1
         return {"all": steps - 1, "fraction": int((steps - 1) * self.fraction)}.get(self.window, self.size)
 
 
@@ -166,4 +171,9 @@ class RolloutConfig(Section):
     micro_batch: int = Field(0, ge=0)
     """Members sampled at once; 0 samples the whole group as one batch."""
     sampler: SamplerConfig = SamplerConfig()
+    vary: Literal["noise", "t_add"] = "noise"
+    """What the members of a group differ by. `t_add` (naosd, GDPO-SR's Table 11): one noise for the group, t_add evenly
+    spaced over `t_add_range`."""
+    t_add_range: tuple[int, int] = (150, 350)
+    """Read only by `vary: t_add`; the paper leaves it open, these are the ends of its Table 10."""
     deadline_s: float = Field(600.0, gt=0)

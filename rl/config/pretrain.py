@@ -9,6 +9,7 @@ from pydantic import Field
 from rl.config.base import Section
 from rl.config.data import DEGRADATIONS, Degradation, DegradationChoice
 from rl.config.load import ConfigError, read_recipe, validate
+from rl.config.prompts import PromptSection
 
 
 class PhotoSet(Section):
@@ -19,8 +20,9 @@ class PhotoSet(Section):
 
 
 class LpipsWeights(Section):
-    """LPIPS v0.1 with SqueezeNet 1.1: torchvision's features and the published heads."""
+    """LPIPS v0.1: the features of torchvision's SqueezeNet 1.1 or VGG-16 and the published heads."""
 
+    net: Literal["squeeze", "vgg"] = "squeeze"
     backbone: str
     heads: str
 
@@ -108,8 +110,10 @@ class StudentStage(Section):
     steps: int = Field(3000, ge=1)
     batch: int = Field(8, ge=1)
     lr: float = Field(5e-5, gt=0)
-    """GDPO-SR: 5e-5."""
+    """GDPO-SR: 5e-5, constant."""
     warmup_steps: int = Field(100, ge=1)
+    floor: float = Field(1.0, ge=0, le=1)
+    """The share of `lr` at the end of a cosine; 1 keeps it constant, as published."""
     weight_decay: float = Field(1e-2, ge=0)
     pixel: Literal["l2", "l1"] = "l2"
     """The published code takes L2, the paper writes L1."""
@@ -121,8 +125,12 @@ class StudentStage(Section):
     lora_alpha: float = Field(8.0, gt=0)
     fake_rank: int = Field(4, ge=1)
     fake_lr: float = Field(5e-5, gt=0)
+    accumulate: int = Field(1, ge=1)
+    """Batches per optimiser step."""
     guidance: float = Field(7.5, ge=0)
     """Of the real score."""
+    autocast: bool = False
+    """bfloat16 autocast; the published run takes fp16."""
     t_range: tuple[float, float] = (0.02, 0.5)
     """Of VSD's timestep, as shares of T; OSEDiff has up to 0.98."""
 
@@ -140,6 +148,8 @@ class PretrainBase(Section):
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32, multiple_of=16)
     degradation: DegradationChoice = "light"
+    augment: bool = True
+    """Shrink, rotate, mirror and channel-permute the crops."""
     lpips: LpipsWeights
     vae: VaeStage = VaeStage()
     pairs: int = Field(12000, ge=1)
@@ -161,13 +171,20 @@ class FlowPretrain(PretrainBase):
 
 
 class NAOSDPretrain(PretrainBase):
-    """A naosd preset: VAE, multi-step teacher, one-step student distilled from it."""
+    """NAOSD: a one-step student distilled from a multi-step model in Stable Diffusion's layout."""
 
     type: Literal["naosd"] = "naosd"
+    base: str | None = None
+    """Folder of the multi-step model. None: trained first from the photographs into `out`/base, by the sections `vae`,
+    `vae_size`, `unet`, `pairs` and `teacher`, which are read only then."""
     vae_size: KLVaeSize = KLVaeSize()
     unet: UNetSize = UNetSize()
     teacher: TeacherStage = TeacherStage()
     student: StudentStage = StudentStage()
+    prompts: PromptSection = PromptSection()
+    """Of the HR photographs. A base without a text encoder has one embedding for all of them."""
+    negative_prompt: str = ""
+    """Of the real score's guidance."""
     t_add: int = Field(250, ge=0, lt=1000)
     t_diff: int = Field(100, ge=0, lt=1000)
 

@@ -18,6 +18,7 @@ from rl.config.objective import (
 )
 from rl.config.policy import PolicyConfig, RolloutConfig
 from rl.config.reward import RewardConfig
+from rl.config.tagger import TaggerConfig
 
 ONE_STEP_POLICIES = frozenset({"naosd"})
 SIZE_MULTIPLES: dict[str, int] = {"flux2sr": 16, "naosd": 8}
@@ -121,10 +122,21 @@ class RunConfig(Section):
                 f"objective '{objective.type}' needs a one-step generator, got policy '{self.policy.type}'; write "
                 "objective.type=nft, or policy.type=naosd"
             )
-        if isinstance(objective, GRPOConfig) and one_step:
+        std = self.rollout.sampler.sde.one_step_std
+        if isinstance(objective, GRPOConfig) and one_step and std is None:
             raise ValueError(
                 f"objective 'grpo' needs a multi-step generator, got policy '{self.policy.type}': one step has no "
-                "trajectory to take a likelihood of; write objective.type=gdpo"
+                "trajectory to take a likelihood of; write objective.type=gdpo, or force a Gaussian around its latents "
+                "with rollout.sampler.sde.one_step_std=0.1"
+            )
+        if std is not None and not one_step:
+            raise ValueError(
+                f"rollout.sampler.sde.one_step_std is for one-step policies, got policy '{self.policy.type}': remove it"
+            )
+        if self.rollout.vary == "t_add" and not (one_step and isinstance(objective, GDPOConfig | DiffusionDPOConfig)):
+            raise ValueError(
+                "rollout.vary 't_add' needs a one-step policy and objective gdpo or diffusion_dpo, got policy "
+                f"'{self.policy.type}' and '{objective.type}'; write rollout.vary=noise"
             )
         self._check_sde()
 
@@ -147,6 +159,8 @@ class RunConfig(Section):
                 "objective.guard needs a step with a density, got rollout.sampler.sde.step 'cps'; write "
                 "rollout.sampler.sde.step=flow_sde"
             )
+        if sampler.sde.one_step_std is not None:
+            return
         span = sampler.steps // 2 if sampler.sde.window == "random" else sampler.steps - 1
         if not 1 <= self.micro_batches_per_group <= span:
             raise ValueError(
@@ -230,8 +244,19 @@ class RunConfig(Section):
         return self.micro_batches_per_rank // self.learner.updates_per_batch
 
     @property
+    def taggers(self) -> dict[str, TaggerConfig]:
+        """Section -> the tagger that processes are started for. An evaluation whose tagger differs from training's in
+        nothing but the image that it sees uses the processes of `data`."""
+        ours, held_out = self.data.tagger, self.eval.data.tagger if self.eval.data else None
+        found = {} if ours is None else {"data": ours}
+        if held_out is not None and (ours is None or held_out.model_copy(update={"image": ours.image}) != ours):
+            found["eval.data"] = held_out
+        return found
+
+    @property
     def total_cpus(self) -> float:
         """Logical CPUs that the roles ask of Ray."""
         rewards = sum(reward.cpus * reward.replicas for reward in self.rewards)
+        taggers = sum(tagger.cpus * tagger.replicas for tagger in self.taggers.values())
         rollout = self.rollout.workers * self.rollout.cpus_per_worker
-        return rewards + rollout + self.learner.ranks * self.learner.cpus_per_rank
+        return rewards + taggers + rollout + self.learner.ranks * self.learner.cpus_per_rank

@@ -14,35 +14,48 @@ PERMUTE_SHARE = 0.3
 
 
 class CropSource:
-    """Random crops `[side, side, 3]` of weighted photographs: shrunk, rotated, mirrored, channels permuted."""
+    """Random crops `[side, side, 3]` of weighted photographs: shrunk, rotated, mirrored, channels permuted.
 
-    def __init__(self, sets: Sequence[PhotoSet], seed: int) -> None:
+    Without `augment` a crop is a window of the photograph as it is.
+    """
+
+    def __init__(self, sets: Sequence[PhotoSet], seed: int, *, augment: bool = True) -> None:
+        self._augment = augment
         self._photos: list[U8] = []
+        self.names: list[str] = []
         weights: list[float] = []
         for photo_set in sets:
-            photos = list(load_photos(photo_set.path).values())
-            self._photos += photos
+            photos = load_photos(photo_set.path)
+            self._photos += photos.values()
+            self.names += photos
             weights += [photo_set.weight] * len(photos)
         self._weights = np.array(weights) / sum(weights)
         self._rng = np.random.default_rng(seed)
 
     def crop(self, side: int) -> U8:
         """The next crop."""
+        return self.named_crop(side)[1]
+
+    def named_crop(self, side: int) -> tuple[str, U8]:
+        """The next crop and the name of its photograph."""
         rng = self._rng
-        photo = self._photos[rng.choice(len(self._photos), p=self._weights)]
-        factor = SHRINK[rng.integers(len(SHRINK))]
+        chosen = rng.choice(len(self._photos), p=self._weights)
+        photo, name = self._photos[chosen], self.names[chosen]
+        factor = SHRINK[rng.integers(len(SHRINK))] if self._augment else 1.0
         window = int(side / factor)
         y = rng.integers(0, photo.shape[0] - window + 1)
         x = rng.integers(0, photo.shape[1] - window + 1)
         crop = photo[y : y + window, x : x + window]
         if factor != 1.0:
             crop = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
+        if not self._augment:
+            return name, np.ascontiguousarray(crop)
         turn = rng.integers(8)
         crop = np.rot90(crop, int(turn) % 4)
         crop = crop[:, ::-1] if turn > 3 else crop
         if rng.random() < PERMUTE_SHARE:
             crop = crop[..., rng.permutation(3)]
-        return np.ascontiguousarray(crop)
+        return name, np.ascontiguousarray(crop)
 
     def vae_crop(self, side: int, blurred_share: float, scale: int) -> U8:
         """A crop that is sometimes shrunk and enlarged by `scale`, as the encoder meets LR images."""

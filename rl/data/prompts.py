@@ -3,28 +3,30 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl.config.data import SKIMAGE, DataConfig
+from rl.config.data import SKIMAGE
+from rl.config.prompts import PromptSection
 from rl.errors import MissingInput
 
 
-def load_prompts(config: DataConfig, names: Sequence[str]) -> dict[str, str]:
+def load_prompts(config: PromptSection, names: Sequence[str]) -> dict[str, str]:
     """Image name -> prompt. With `prompt_path` the text of `<prompt_path>/<image name>.txt`, in which a missing file
     is an error by name; else `prompt` for all. `prompt_suffix` is appended to either, after a comma.
 
     Texts belong to names, never to positions, so that no prompt can meet another image.
     """
     if config.prompt_path is None:
-        return dict.fromkeys(names, _with_suffix(config.prompt, config.prompt_suffix))
+        return dict.fromkeys(names, with_suffix(config.prompt, config.prompt_suffix))
     folder = Path(config.prompt_path).expanduser()
     files = {name: folder / f"{Path(name.removeprefix(SKIMAGE)).stem}.txt" for name in names}
     missing = [str(file) for file in files.values() if not file.is_file()]
     if missing:
         raise MissingInput(
-            f"data.prompt_path {folder}: expected one .txt per image, {len(missing)} of {len(names)} are missing: "
+            f"prompt_path {folder}: expected one .txt per image, {len(missing)} of {len(names)} are missing: "
             f"{', '.join(missing[:3])}"
         )
-    return {name: _with_suffix(file.read_text().strip(), config.prompt_suffix) for name, file in files.items()}
+    return {name: with_suffix(file.read_text().strip(), config.prompt_suffix) for name, file in files.items()}
 
 
-def _with_suffix(text: str, suffix: str) -> str:
+def with_suffix(text: str, suffix: str) -> str:
+    """A prompt and what every prompt ends with, after a comma."""
     return ", ".join(part for part in (text, suffix) if part)

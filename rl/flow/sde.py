@@ -139,10 +139,21 @@ def sde_step(
     if not 0.0 <= s_next < s <= 1.0:
         raise ValueError(f"sde_step: expected 0 <= s_next < s <= 1, got s {s} and s_next {s_next}")
     moments = STEPS[kind](_upcast(x), _upcast(v), s, s_next, s_max, noise_level)
+    return gaussian_step(moments, noise=noise, x_next=x_next)
+
+
+def one_step_moments(x0: Tensor, std: float) -> StepMoments:
+    """A one-step generator's image latents `x0` `[B, C, h, w]` as the mean of a Gaussian policy of standard deviation
+    `std`. Our construction: such a generator has no transition density of its own."""
+    return StepMoments(_upcast(x0), std, 1.0, density=True)
+
+
+def gaussian_step(moments: StepMoments, *, noise: Tensor | None = None, x_next: Tensor | None = None) -> SDEStep:
+    """Draw x' with standard normal `noise`, or evaluate the `x_next` that was drawn; exactly one of them."""
     if noise is not None and x_next is None:
         x_next = moments.mean + moments.std * _upcast(noise)
     elif noise is not None or x_next is None:
-        raise ValueError("sde_step: expected either `noise` to draw x' or `x_next` to evaluate it")
+        raise ValueError("expected either `noise` to draw x' or `x_next` to evaluate it")
     return SDEStep(_upcast(x_next), log_prob(x_next, moments), moments)
 
 

@@ -68,8 +68,8 @@ class OneStepPolicy(Generator, Protocol):
     def clean(self, z_t: Tensor, e: Tensor) -> Tensor:
         """x0 `[B, C, h, w]` from z~ and the predicted noise."""
 
-    def generate(self, eps: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        """x0 `[B, C, h, w]` from noise, one model call."""
+    def generate(self, eps: Tensor, conditions: Sequence[Condition], t_add: Sequence[int] | None = None) -> Tensor:
+        """x0 `[B, C, h, w]` from noise, one model call; `t_add` holds each member's own noise level."""
 
 
 Policy: TypeAlias = FlowPolicy | OneStepPolicy

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rl.export import read_lora_header
 
@@ -132,3 +134,75 @@ def test_every_objective_trains_three_steps(kind: str, tmp_path: Path, tiny_sd21
         assert trained[2]["loss/drift"] > 0
     header = read_lora_header(tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors")
     assert header["isrl"]["step"] == 3
+
+
+TAGGER = """
+from pathlib import Path
+
+SEEN = Path(__file__).with_name("seen.txt")
+
+def tag(images):
+    before = SEEN.read_text().split() if SEEN.exists() else []
+    now = [f"{image.shape[1]}:{image.astype(float).mean():.6f}" for image in images]
+    SEEN.write_text("\\n".join([*before, *now]))
+    trained = [line for line in [*before, *now] if line.startswith("64:")]
+    if trained and trained[0] in now:
+        raise RuntimeError("the first photograph that is trained on has no tags")
+    return ["abcdefgh" for _ in images]
+"""
+
+
+@pytest.mark.slow
+def test_a_tagger_writes_the_prompts_of_training_and_evaluation(tmp_path: Path, tiny_sd21_folder: Path) -> None:
+    """One process tags HR crops of 64 pixels for training and LR images of 16 for evaluation. The first training image
+    fails twice and its group is dropped; the held-out images are restored with their tags as the prompt."""
+    (tmp_path / "tags.py").write_text(TAGGER)
+    tagger = f"type: python, file: {tmp_path}/tags.py, retries: 1"
+    run = tmp_path / "run"
+    done = isrl(
+        f"run.dir={run}", "train.steps=2", "learner.updates_per_batch=1", "objective={type: gdpo}",
+        "rewards=[{name: lr_consistency, type: lr_consistency}]",
+        f"policy={{type: naosd, path: {tiny_sd21_folder}, lora: {{rank: 4, alpha: 8}}}}", "data.path=skimage:coffee",
+        f"data.tagger={{{tagger}}}", f"eval.data.tagger={{{tagger}, image: lr}}", "eval.data.prompt_suffix=8k",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained = [step for step in metrics(run) if "loss/total" in step]
+    assert [step["policy/version"] for step in trained] == [1, 2]
+    assert all(step["optim/grad_norm"] > 0 and step["time/tag_s"] > 0 for step in trained)
+    assert [step["tagger/failed"] for step in trained] == [1, 0] == [step["group/dropped"] for step in trained]
+
+    seen = (tmp_path / "seen.txt").read_text().split()
+    held_out, hr = seen[:2], seen[2:]
+    assert all(line.startswith("16:") for line in held_out) and all(line.startswith("64:") for line in hr)
+    assert (len(hr), len(set(hr)), hr.count(hr[0])) == (6, 5, 2)
+
+    prompted = untrained_images(run, "abcdefgh, 8k")
+    assert len(prompted) == 2
+    unprompted = untrained_images(run, "")
+    with np.load(run / "eval" / "start-000000.npz") as written:
+        for lr_id, image in prompted.items():
+            assert abs(written[lr_id].astype(int) - image).max() <= 1
+            assert abs(written[lr_id].astype(int) - unprompted[lr_id]).max() > 1
+
+
+def untrained_images(run: Path, prompt: str) -> dict[str, NDArray[np.int_]]:
+    """What the policy without an adapter makes of the run's held-out crops, by LR id."""
+    import torch
+
+    from actors.evaluate import eval_seeds
+    from rl.config.load import load_config
+    from rl.data.source import TaskSource
+    from rl.policies import load_policy
+    from rl.policies.base import member_noise, to_uint8
+    from rl.sampling import draw
+
+    config = load_config(run / "config.yaml")
+    assert config.eval.data is not None
+    policy, found = load_policy(config.policy), {}
+    for task in TaskSource(config.eval.data, 0).grid(config.eval.crops):
+        with torch.no_grad():
+            condition = policy.encode(task.lr, task.scale, prompt)
+            noise = member_noise(eval_seeds(task.lr_id, 1), policy.latent_shape(condition), torch.device("cpu"))
+            image = to_uint8(policy.decode(draw(policy, noise, [condition], config.rollout.sampler)))[0]
+        found[task.lr_id] = image.numpy().astype(int)
+    return found

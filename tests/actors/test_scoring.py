@@ -11,7 +11,8 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from actors.deadline import DeadlineError
-from actors.scoring import RewardPool, ScoringFailed, groups_at_fault, score_group
+from actors.pool import GroupFailed, groups_at_fault
+from actors.scoring import RewardPool, score_group
 from rewards.base import RewardError
 from rl.config.reward import RewardConfig
 from rl.types import RewardColumn, RewardTable
@@ -75,7 +76,7 @@ def test_only_the_group_at_fault_is_dropped() -> None:
         return [column(ordinal) for ordinal in ordinals]
 
     results = run(score, [0, 1, 2, 3], retries=1)
-    assert [type(result) for result in results] == [RewardColumn, RewardColumn, ScoringFailed, RewardColumn]
+    assert [type(result) for result in results] == [RewardColumn, RewardColumn, GroupFailed, RewardColumn]
     assert str(results[2]) == "reward 'mine' failed 2 times on group 2: not finite"
 
 
@@ -84,7 +85,7 @@ def test_a_failure_of_the_whole_call_counts_against_every_group() -> None:
         raise RewardError("mine", "out of memory")
 
     results = run(score, [0, 1], retries=2)
-    assert all(isinstance(result, ScoringFailed) for result in results)
+    assert all(isinstance(result, GroupFailed) for result in results)
     assert "failed 3 times on group 1: out of memory" in str(results[1])
 
 

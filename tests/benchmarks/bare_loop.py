@@ -16,7 +16,7 @@ import torch
 from learner.engine import build_optimizer
 from learner.objectives import build_objective
 from rewards.server import RewardServer
-from rl.advantages import AGGREGATIONS
+from rl.batch_advantages import batch_advantages
 from rl.config.load import load_config
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
@@ -84,10 +84,7 @@ class BareLoop:
         t1 = time.perf_counter()
         scores = self.score(tasks, groups)
         t2 = time.perf_counter()
-        weights = np.array([r.weight for r in config.rewards])
-        scales = np.array([r.scale for r in config.rewards])
-        how = config.advantage
-        batch = AGGREGATIONS[how.aggregation](scores, weights, scales, how.std_floor, how.eps)
+        batch = batch_advantages(config, scores, tasks)
         self.train([TrainGroup(t, g, a) for t, g, a in zip(tasks, groups, batch.advantages, strict=True)])
         return StepTimes(t1 - t0, t2 - t1, time.perf_counter() - t2, count * size), scores
 

@@ -4,7 +4,7 @@
 
 Both train the same groups, sampled by a real RolloutWorker, with the same objective module and AdamW; the learner adds
 DeepSpeed, the behaviour history, the EMA and the staleness check. Flows: the embedded preset at 128x128. One-step
-objectives: Stable Diffusion's classes at the size of `configs/naosd_pretrain.yaml`, random weights. Limit: 0.9 x.
+objectives: Stable Diffusion's classes at the size of `configs/naosd_pretrain_mini.yaml`, random weights. Limit: 0.9 x.
 """
 
 import argparse
@@ -36,14 +36,14 @@ def make_naosd(folder: Path) -> None:
     from diffusers import DDPMScheduler
     from safetensors.torch import save_file
 
-    from learner.pretraining.naosd import build_unet, build_vae, prompts
+    from learner.pretraining.stable_diffusion import build_unet, build_vae, prompts
     from rl.config.pretrain import load_pretrain_config
 
-    recipe = load_pretrain_config(ROOT / "configs" / "naosd_pretrain.yaml")
+    recipe = load_pretrain_config(ROOT / "configs" / "naosd_pretrain_mini.yaml")
     build_unet(recipe).save_pretrained(folder / "unet")
     build_vae(recipe).save_pretrained(folder / "vae")
     DDPMScheduler(beta_schedule="scaled_linear", clip_sample=False).save_pretrained(folder / "scheduler")
-    save_file({"prompt_embeds": prompts(recipe)[0]}, folder / "prompt_embeds.safetensors")
+    save_file({"prompt_embeds": prompts(recipe)[0].clone()}, folder / "prompt_embeds.safetensors")
 
 
 def bare_loop(policy: Any, config: Any) -> Callable[[list[Any]], float]:

@@ -58,7 +58,7 @@ def test_the_naosd_recipe_makes_a_preset_that_loads_without_adapters(
 
     monkeypatch.chdir(ROOT)
     config = load_pretrain_config(
-        ROOT / "configs" / "naosd_pretrain.yaml",
+        ROOT / "configs" / "naosd_pretrain_mini.yaml",
         [
             f"out={tmp_path}/mini", "vae.steps=2", "vae.batch=2", "pairs=8", "teacher.steps=2", "teacher.batch=4",
             "student.steps=2", "student.batch=2", "threads=1", "held_out=[skimage:coffee]",
@@ -70,11 +70,53 @@ def test_the_naosd_recipe_makes_a_preset_that_loads_without_adapters(
     policy = load_policy(PolicyConfig(type="naosd", path=str(folder)))
     assert isinstance(policy, NAOSD)
     assert not any("lora" in name for name in policy.backbone.state_dict())
-    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    size = sum(file.stat().st_size for name in ("unet", "vae") for file in (folder / name).iterdir())
     assert size < 8e6, f"the preset is {size / 1e6:.1f} MB"
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["sample_psnr_y"] < scores["bicubic_psnr_y"] - 5 and scores["group_std_psnr_y"] > 0
     assert "VSD" in (folder / "README.md").read_text()
+    # a base that is already there gives the same student
+    again = pretrain(config.model_copy(update={"out": f"{tmp_path}/again", "base": f"{folder}/base"}), "naosd.yaml")
+    torch.set_flush_denormal(False)
+    for name in ("unet", "vae"):
+        written = (next((path / name).glob("*.safetensors")).read_bytes() for path in (folder, again))
+        assert len(set(written)) == 1
+    assert not (again / "base").exists()
+
+
+def test_naosd_is_distilled_from_a_stable_diffusion_folder_with_prompts(
+    tmp_path: Path, tiny_sd21_folder: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real-size recipe's path on Stable Diffusion's real classes at tiny size: text encoder, one tag file per
+    photograph, negative prompt, guidance 7.5, accumulation, bfloat16 autocast. The UNet and the VAE's encoder move,
+    the decoder does not, and the folder keeps its text encoder."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from learner.pretraining import pretrain
+    from rl.policies import load_policy
+
+    monkeypatch.chdir(ROOT)
+    lpips = shared_data / "weights" / "lpips"
+    (tmp_path / "astronaut.txt").write_text("a woman, a space suit")
+    config = load_pretrain_config(
+        ROOT / "configs" / "naosd_pretrain.yaml",
+        [
+            f"base={tiny_sd21_folder}", f"out={tmp_path}/naosd", "device=cpu", "threads=1", "crop=64",
+            "photos=[{path: [skimage:astronaut]}]", "held_out=[skimage:coffee]", f"prompts.prompt_path={tmp_path}",
+            f"lpips={{backbone: {lpips}/squeezenet1_1_features.pth, heads: {lpips}/lin_v0.1_squeeze.pth}}",
+            "student.steps=2", "student.lr=1e-2", "student.warmup_steps=1", "student.accumulate=2",
+        ],
+    )  # fmt: skip
+    folder = pretrain(config, "naosd_pretrain.yaml")
+    torch.set_flush_denormal(False)
+    policy = load_policy(PolicyConfig(type="naosd", path=str(folder)))
+    assert policy.encode(torch.zeros(3, 16, 16, dtype=torch.uint8).numpy(), 4, "a wall").text is not None
+    for kind, name in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")):
+        before, after = (kind.from_pretrained(path, subfolder=name).state_dict() for path in (tiny_sd21_folder, folder))
+        moved = {key for key in before if (before[key] - after[key]).abs().max() > 5e-4}
+        assert any("conv_in" in key for key in moved) and any("conv1" in key for key in moved)
+        assert not any(key.startswith("decoder") for key in moved)
 
 
 def test_held_out_photographs_are_in_no_training_set() -> None:

@@ -52,14 +52,14 @@ def test_lpips_squeeze_equals_the_training_loss(
 ) -> None:
     import torch
 
-    from rl.perceptual import LpipsSqueeze
+    from rl.perceptual import Lpips
 
     one: RewardInput = group(64)
     assert one.hr is not None
     options = {"net": "squeeze", "pnet_rand": True, "pretrained_model_path": str(lpips_squeeze_file)}
     scores = IqaReward(pyiqa_config("lpips", **options)).score(one.images, one.lr, one.hr, 4)
     folder = shared_data / "weights" / "lpips"
-    loss = LpipsSqueeze(folder / "squeezenet1_1_features.pth", folder / "lin_v0.1_squeeze.pth")
+    loss = Lpips(folder / "squeezenet1_1_features.pth", folder / "lin_v0.1_squeeze.pth")
     x = torch.tensor(one.images).float() / 127.5 - 1
     y = (torch.tensor(one.hr).float() / 127.5 - 1).expand_as(x)
     np.testing.assert_allclose(scores, -loss(x, y).numpy(), atol=1e-5)

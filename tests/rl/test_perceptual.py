@@ -1,5 +1,6 @@
-"""LPIPS with SqueezeNet against published and stored numbers, and its laws."""
+"""LPIPS with SqueezeNet against published and stored numbers, with VGG-16 against pyiqa, and its laws."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rl.perceptual import LpipsSqueeze
+from rl.perceptual import NETS, Lpips
 
 
 @pytest.fixture(scope="module")
-def lpips(shared_data: Path) -> LpipsSqueeze:
+def lpips(shared_data: Path) -> Lpips:
     weights = shared_data / "weights" / "lpips"
-    return LpipsSqueeze(weights / "squeezenet1_1_features.pth", weights / "lin_v0.1_squeeze.pth")
+    return Lpips(weights / "squeezenet1_1_features.pth", weights / "lin_v0.1_squeeze.pth")
 
 
 def image(path: Path) -> Tensor:
@@ -22,14 +23,14 @@ def image(path: Path) -> Tensor:
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def test_published_value(lpips: LpipsSqueeze) -> None:
+def test_published_value(lpips: Lpips) -> None:
     """torchmetrics documents 0.1008 for ten pairs of uniform noise drawn with seed 123."""
     generator = torch.Generator().manual_seed(123)
     first, second = (torch.rand(10, 3, 100, 100, generator=generator) * 2 - 1 for _ in range(2))
     assert lpips(first, second).mean().item() == pytest.approx(0.1008, abs=5e-5)
 
 
-def test_example_images(lpips: LpipsSqueeze, shared_data: Path) -> None:
+def test_example_images(lpips: Lpips, shared_data: Path) -> None:
     """The three example images of the LPIPS repository, values stored when the weights were."""
     folder = shared_data / "calibration" / "lpips"
     reference = image(folder / "ex_ref.png")
@@ -37,7 +38,34 @@ def test_example_images(lpips: LpipsSqueeze, shared_data: Path) -> None:
     assert (far, near) == pytest.approx((0.711048, 0.147902), abs=2e-4)
 
 
-def test_laws(lpips: LpipsSqueeze, shared_data: Path) -> None:
+def test_vgg_equals_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same random VGG-16 and positive heads in both: equal to 1e-5 relative, pair by pair."""
+    import pyiqa.archs.lpips_arch as reference
+    from torchvision.models import vgg16
+
+    # the classifier is not used, and to draw its 124 million numbers takes most of the time of a VGG-16
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda _: None)
+    build = partial(vgg16, init_weights=False)
+    monkeypatch.setitem(NETS, "vgg", (build, NETS["vgg"][1]))
+    torch.manual_seed(0)
+    network = build(weights=None)
+    for layer in network.features:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    heads = {f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 128, 256, 512, 512))}
+    torch.save(network.features.state_dict(), tmp_path / "features.pth")
+    torch.save(heads, tmp_path / "heads.pth")
+    x, y = torch.rand(2, 3, 3, 64, 48)
+
+    # pyiqa always asks torchvision for ImageNet's weights, which would be a download
+    monkeypatch.setattr(reference.models, "vgg16", lambda **_: network)
+    expected = reference.LPIPS(net="vgg", pretrained_model_path=str(tmp_path / "heads.pth"))(x, y).flatten()
+    ours = Lpips(tmp_path / "features.pth", tmp_path / "heads.pth", net="vgg")
+    torch.testing.assert_close(ours(2 * x - 1, 2 * y - 1), expected, rtol=1e-5, atol=0.0)
+    assert expected.min() > 0.1
+
+
+def test_laws(lpips: Lpips, shared_data: Path) -> None:
     """Zero for equal images, symmetric, larger with more noise, and a batch is its images one by one."""
     x = image(shared_data / "calibration" / "lpips" / "ex_ref.png")
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -51,7 +79,7 @@ def test_laws(lpips: LpipsSqueeze, shared_data: Path) -> None:
     torch.testing.assert_close(alone, distances, rtol=1e-4, atol=1e-6)
 
 
-def test_it_is_a_loss(lpips: LpipsSqueeze, shared_data: Path) -> None:
+def test_it_is_a_loss(lpips: Lpips, shared_data: Path) -> None:
     """A step against the gradient lowers it; its own weights stay frozen."""
     x = image(shared_data / "calibration" / "lpips" / "ex_ref.png")
     y = (0.8 * x + 0.1).requires_grad_()

@@ -195,3 +195,23 @@ def test_echo_reports_recomputed_digest_and_times(run_config: Callable[..., RunC
     assert (echo.version, echo.digest) == (9, snapshot.digest)
     assert echo.load_s > 0 and echo.verify_s > 0
     assert worker.adapter_size == sum(array.size for array in snapshot.tensors.values())
+
+
+def test_a_group_made_by_t_add_shares_its_noise(naosd_config: Callable[..., RunConfig]) -> None:
+    """Members 0..4 at t_add 150, 200, ... 350 with the first member's noise: the one at 250 is the plain image of that
+    noise, neighbours are nearer than the ends, and micro-batches change nothing."""
+    choose = ("rollout.vary=t_add", "rollout.group_size=5", "data.crop=64")
+    worker = RolloutWorker(naosd_config(*choose))
+    snapshot = random_snapshot(worker, 1)
+    seeds = member_seeds(0, 3, 5)
+    worker.install(snapshot)
+    _, group = worker.rollout(make_task(3), seeds)
+    plain = RolloutWorker(naosd_config("data.crop=64"))
+    plain.install(snapshot)
+    _, at_250 = plain.rollout(make_task(3), seeds[:1])
+    np.testing.assert_allclose(group.latents[2], at_250.latents[0], rtol=0, atol=1e-5)
+    step = np.abs(np.diff(group.latents, axis=0)).mean(axis=(1, 2, 3))
+    assert step.min() > 1e-3 and np.abs(group.latents[0] - group.latents[4]).mean() > 2 * step.max()
+    parted = RolloutWorker(naosd_config(*choose, "rollout.micro_batch=2"))
+    parted.install(snapshot)
+    np.testing.assert_allclose(parted.rollout(make_task(3), seeds)[1].latents, group.latents, rtol=0, atol=1e-5)

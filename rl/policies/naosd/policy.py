@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rl.config.policy import PolicyConfig
 from rl.errors import InputError
+from rl.objectives.vsd import add_noise
 from rl.policies.base import Condition, from_uint8
 from rl.policies.naosd.text import CachedPrompt, ClipPrompts, load_prompts
 from rl.types import U8
@@ -52,9 +53,10 @@ class NAOSD:
         self.vae = vae.requires_grad_(False).eval()
         self.device = next(unet.parameters()).device
         self.dtype = next(unet.parameters()).dtype
+        self.scheduler = scheduler
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
         self.t_add, self.t_diff = t_add, t_diff
-        self._prompts = prompts
+        self.prompts = prompts
 
     @classmethod
     def from_folder(cls, folder: Path, config: PolicyConfig) -> "NAOSD":
@@ -81,7 +83,7 @@ class NAOSD:
             raise ValueError(f"naosd: output sides must be divisible by {self.size_multiple}, got {width}x{height}")
         pixels = from_uint8(torch.from_numpy(np.array(lr))[None]).to(self.device, self.dtype)
         enlarged = nn.functional.interpolate(pixels, size=(height, width), mode="bicubic").clamp(-1, 1)
-        return Condition(self._latents(enlarged), self._prompts(prompt).to(self.device, self.dtype))
+        return Condition(self._latents(enlarged), self.prompts(prompt).to(self.device, self.dtype))
 
     @torch.no_grad()
     def encode_hr(self, hr: U8) -> Tensor:
@@ -104,8 +106,12 @@ class NAOSD:
         out: Tensor = self.backbone(z_t.to(self.dtype), self.t_diff, encoder_hidden_states=text, return_dict=False)[0]
         return out
 
-    def generate(self, eps: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        z_t = self.noised(_members([c.latents for c in conditions], len(eps)), eps)
+    def generate(self, eps: Tensor, conditions: Sequence[Condition], t_add: Sequence[int] | None = None) -> Tensor:
+        z = _members([c.latents for c in conditions], len(eps))
+        if t_add is None:
+            z_t = self.noised(z, eps)
+        else:
+            z_t = add_noise(z, eps, self.alphas_cumprod.to(eps.device)[torch.tensor(t_add)])
         return self.clean(z_t, self.epsilon(z_t, conditions))
 
     def clean(self, z_t: Tensor, e: Tensor) -> Tensor:

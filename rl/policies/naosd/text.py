@@ -17,8 +17,9 @@ MAX_CACHED = 4096
 class CachedPrompt:
     """One embedding `[L, D]` for every image; a preset without a text encoder has no other."""
 
-    def __init__(self, embeds: Tensor, source: Path) -> None:
+    def __init__(self, embeds: Tensor, source: Path, negative: Tensor | None = None) -> None:
         self._embeds = embeds[None]
+        self._negative = negative
         self._source = source
 
     def __call__(self, prompt: str) -> Tensor:
@@ -26,6 +27,15 @@ class CachedPrompt:
         if prompt:
             raise InputError(f"data.prompt: got '{prompt}', but the policy has one cached embedding, {self._source}")
         return self._embeds
+
+    def negative(self, prompt: str) -> Tensor:
+        """`[1, L, D]` of classifier-free guidance's other side."""
+        if self._negative is None or prompt:
+            raise InputError(
+                f"negative_prompt: expected an empty prompt and negative_prompt_embeds in {self._source}, got "
+                f"'{prompt}' and {'none' if self._negative is None else 'an embedding'}"
+            )
+        return self._negative[None]
 
 
 class ClipPrompts:
@@ -53,16 +63,21 @@ class ClipPrompts:
             self._cache[prompt] = self._encoder(tokens.input_ids)[0]
         return self._cache[prompt]
 
+    def negative(self, prompt: str) -> Tensor:
+        """`[1, L, D]` of classifier-free guidance's other side."""
+        return self(prompt)
+
 
 def load_prompts(folder: Path, config: PolicyConfig, width: int) -> CachedPrompt | ClipPrompts:
     """A cached embedding where there is one, else the folder's tokenizer/ and text_encoder/."""
     file = prompt_file(folder, config)
     if file.is_file():
-        embeds = load_file(file).get("prompt_embeds")
+        tensors = load_file(file)
+        embeds = tensors.get("prompt_embeds")
         if embeds is None or embeds.ndim != 2 or embeds.shape[1] != width:
             got = "no such tensor" if embeds is None else tuple(embeds.shape)
             raise InputError(f"{file}: expected prompt_embeds [L, {width}], got {got}")
-        return CachedPrompt(embeds, file)
+        return CachedPrompt(embeds, file, tensors.get("negative_prompt_embeds"))
     encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
     if encoder.config.hidden_size != width:
         raise InputError(f"{folder}/text_encoder: expected width {width} as in unet/, got {encoder.config.hidden_size}")

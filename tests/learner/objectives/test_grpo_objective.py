@@ -72,6 +72,34 @@ def test_on_fresh_data_every_ratio_is_exactly_1(run_config: Callable[..., RunCon
         assert float(loss.terms[Key.RATIO_CLIPPED_LOW]) == float(loss.terms[Key.RATIO_CLIPPED_HIGH]) == 0.0
 
 
+FORCED = (
+    "objective={type: grpo, kl_weight: 0}",
+    "rollout.sampler.solver=sde",
+    "train.groups_per_step=1",
+    "data.crop=64",
+)
+
+
+def test_forced_on_a_one_step_policy_every_fresh_ratio_is_exactly_1(naosd_config: Callable[..., RunConfig]) -> None:
+    """One transition per member, x' ~ N(x0, 0.1^2): its log-density is -mean(n^2)/2 - log(0.1) - log(2 pi)/2 with the
+    member's own n, and the latents that are decoded are x'."""
+    config = naosd_config(*FORCED, "rollout.sampler.sde={one_step_std: 0.1}")
+    assert config.micro_batches_per_group == 1
+    objective, policy, group = rolled(config)
+    (batch,) = batches(objective, group)
+    loss = objective(batch)
+    assert batch.fresh and float(loss.terms[Key.RATIO_FRESH]) == 0.0
+    np.testing.assert_array_equal(batch.x_next.numpy(), group.group.latents)
+    with torch.no_grad():
+        x0 = policy.clean(batch.x, policy.epsilon(batch.x, [batch.condition]))  # type: ignore[union-attr]
+    n = ((batch.x_next - x0) / 0.1).double()
+    assert 0.8 < float(n.std()) < 1.2
+    expected = -n.square().mean((1, 2, 3)) / 2 - np.log(0.1) - np.log(2 * np.pi) / 2
+    torch.testing.assert_close(batch.logp_old, expected, rtol=0, atol=2e-4)
+    trained = list(adapter_parameters(policy.backbone, POLICY).values())
+    assert any(bool(g.abs().max() > 0) for g in torch.autograd.grad(loss.total, trained))
+
+
 def test_stale_groups_and_later_updates_are_not_called_fresh(run_config: Callable[..., RunConfig]) -> None:
     config = run_config(*BASE, "learner.updates_per_batch=3")
     objective, _, group = rolled(config)
@@ -133,6 +161,8 @@ def test_a_group_without_a_trajectory_is_refused(run_config: Callable[..., RunCo
 REFUSED = {
     "an ODE": (("rollout.sampler.solver=dpm2",), "objective 'grpo' needs a stochastic sampler, got .* 'dpm2'"),
     "one step": (("policy={type: naosd}",), "objective 'grpo' needs a multi-step generator, got policy 'naosd'"),
+    "a forced flow": (("rollout.sampler.sde={one_step_std: 0.1}",), "one_step_std is for one-step policies, got"),
+    "t_add of a flow": (("rollout.vary=t_add",), "'t_add' needs a one-step policy and objective gdpo"),
     "nft with an sde": (("objective={type: nft}",), "solver 'sde' is read only by objective 'grpo'"),
     "guard with cps": (("objective.guard=true", "rollout.sampler.sde={step: cps}"), "needs a step with a density"),
     "a long window": (("rollout.sampler.sde={window: random, size: 3}",), "must train 1 to 2 of 4 steps, got 3"),

@@ -90,7 +90,7 @@ def test_an_unknown_key_suggests_the_nearest(recipe: Path, override: str, messag
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("data.degradation=ligth", "  data.degradation: Input should be 'realesrgan' or 'light' (got 'ligth')"),
+        ("data.degradation=ligth", "  data.degradation: Input should be 'realesrgan', 'light' or 'gdpo' (got 'ligth')"),
         ("data.degradation={first: {jpeg_quality: [3]}}", "  data.degradation.first.jpeg_quality.1: Field required"),
         ("rollout.sampler.shift=-1", "  rollout.sampler.shift: expected a number above 0 or 'flux2', got -1"),
         ("rollout.sampler.shift=flux1", "  rollout.sampler.shift: expected a number above 0 or 'flux2', got 'flux1'"),

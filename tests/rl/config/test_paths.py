@@ -10,14 +10,19 @@ from rl.config.run import RunConfig
 from rl.policies import folders
 
 RAW = {
-    "data": {"kind": "paired", "path": ["skimage:camera", "photos/lr", "/elsewhere/lr"], "hr_path": "photos/hr"},
+    "data": {
+        "kind": "paired",
+        "path": ["skimage:camera", "photos/lr", "/elsewhere/lr"],
+        "hr_path": "photos/hr",
+        "tagger": {"type": "python", "file": "ram.py", "image": "lr"},
+    },
     "policy": {"path": "weights/flux2", "prompt_embeds": "prompt.safetensors", "lora": {"init_from": "a.safetensors"}},
     "rewards": [
         {"name": "mine", "type": "python", "file": "mine.py"},
         {"name": "musiq", "type": "pyiqa", "options": {"pretrained_model_path": "weights/musiq.pth", "x": 1}},
         {"name": "niqe", "type": "pyiqa", "options": {"pretrained_model_path": "https://host/niqe.mat"}},
     ],
-    "eval": {"data": {"path": "held_out"}},
+    "eval": {"data": {"path": "held_out", "tagger": {"type": "clip", "path": "clip", "tags": "/lists/tags.txt"}}},
 }
 
 
@@ -29,6 +34,9 @@ def test_every_input_path_is_joined_to_the_root(tmp_path: Path) -> None:
     assert config.data.path == ["skimage:camera", f"{at}/photos/lr", "/elsewhere/lr"]
     assert config.data.hr_path == f"{at}/photos/hr"
     assert config.eval.data is not None and config.eval.data.path == [f"{at}/held_out"]
+    ours, held_out = config.data.tagger, config.eval.data.tagger
+    assert ours is not None and (ours.file, ours.path, ours.tags, ours.image) == (f"{at}/ram.py", None, None, "lr")
+    assert held_out is not None and (held_out.path, held_out.tags) == (f"{at}/clip", "/lists/tags.txt")
     assert config.policy.path == f"{at}/weights/flux2"
     assert config.policy.prompt_embeds == f"{at}/prompt.safetensors"
     assert config.policy.lora.init_from == f"{at}/a.safetensors"

@@ -74,6 +74,44 @@ REFUSALS = {
         ["data.degradation={first: {resize_probabilities: [0.5, 0.5, 0.5]}}"],
         "resize_probabilities must be at least 0 and sum to 1, got [0.5, 0.5, 0.5]",
     ),
+    "two sources of prompts": (
+        ["data.prompt=a wall", "data.tagger={type: python, file: x.py}"],
+        "data.tagger and data.prompt 'a wall' exclude each other, got both: remove one",
+    ),
+    "tagger and prompt files": (
+        ["data.prompt_path=texts", "data.tagger={type: python, file: x.py}"],
+        "data.tagger and data.prompt_path 'texts' exclude each other, got both: remove one",
+    ),
+    "HR tags without HR": (
+        ["data.kind=lr", "data.tagger={type: python, file: x.py}"],
+        "data.tagger.image 'hr' needs data with HR, data.kind 'lr' has none; write tagger.image: lr",
+    ),
+    "tagger without file": (["data.tagger.type=python"], "tagger: type 'python' needs file"),
+    "CLIP without tags": (
+        ["data.tagger={type: clip, path: clip}"],
+        "tagger: type 'clip' needs path (a folder with a CLIP model) and tags (a text file with one tag per line), got "
+        "path 'clip' and tags None",
+    ),
+    "CLIP's fields of a file": (
+        ["data.tagger={type: python, file: x.py, top_k: 3}"],
+        "tagger: top_k is read only by type 'clip', got 'python'",
+    ),
+    "a file of CLIP": (
+        ["data.tagger={type: clip, path: x, tags: y, file: x.py}"],
+        "tagger: file is read only by type 'python', got 'clip'",
+    ),
+    "a template without a place": (
+        ["data.tagger={type: clip, path: x, tags: y, template: a photo}"],
+        "tagger: template must hold {} once, where the tag goes, got 'a photo'",
+    ),
+    "CLIP on a GPU that it does not get": (
+        ["data.tagger={type: clip, path: x, tags: y, device: cuda}"],
+        "tagger: device 'cuda' needs gpus above 0, got 0; write gpus: 0.25",
+    ),
+    "GPU for CLIP on the CPU": (
+        ["data.tagger={type: clip, path: x, tags: y, gpus: 0.5}"],
+        "tagger: gpus 0.5 needs device 'cuda', got 'cpu'; write device: cuda",
+    ),
     "one probability": (
         ["data.degradation={second: {sinc_probability: 2}}"],
         "sinc_probability must be between 0 and 1, got 2.0",

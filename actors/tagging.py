@@ -1,0 +1,74 @@
+"""Tasks in, tasks with a prompt out: what a tagger saw in the image, and the configured suffix."""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from actors.pool import Pool, Request
+from rewards.base import TaggerError
+from rl.config.data import DataConfig
+from rl.config.run import RunConfig
+from rl.config.tagger import TaggerConfig
+from rl.data.prompts import with_suffix
+from rl.types import ImageTags, SRTask, TagRequest, image_digest
+
+
+class TaggerPool(Pool[ImageTags]):
+    """All replicas of one section's tagger behind one queue.
+
+    Args:
+        where: the section, `data` or `eval.data`.
+        config: that section's tagger.
+        suffix: that section's `prompt_suffix`.
+        servers: one handle per replica.
+    """
+
+    error = TaggerError
+    doing = "tagging"
+
+    def __init__(self, where: str, config: TaggerConfig, suffix: str, servers: Sequence[Any]) -> None:
+        super().__init__(where, config, config.batch_images, servers)
+        self._image = config.image
+        self._suffix = suffix
+
+    async def prompted(self, task: SRTask) -> tuple[SRTask, float]:
+        """The task with its prompt, and the seconds that tagging took.
+
+        Raises:
+            GroupFailed: the tagger failed after the configured retries, or its answers were not those of this image.
+        """
+        image = task.hr if self._image == "hr" else task.lr
+        if image is None:
+            raise ValueError(f"task {task.ordinal} '{task.lr_id}' has no HR image to tag; write tagger.image: lr")
+        tags = await self._ask(task.ordinal, TagRequest(task.ordinal, image))
+        return replace(task, prompt=with_suffix(tags.text, self._suffix)), tags.seconds
+
+    def _send(self, server: Any, batch: Sequence[Request[ImageTags]]) -> Awaitable[list[ImageTags]]:
+        call: Awaitable[list[ImageTags]] = server.tag.remote(*(request.carriers[0] for request in batch))
+        return call
+
+    def _check(self, batch: Sequence[Request[ImageTags]], answers: Sequence[ImageTags]) -> None:
+        """Texts belong to images, not to positions: each answer has to carry the digest of the image sent for it."""
+        super()._check(batch, answers)
+        wrong: list[tuple[int, str]] = []
+        for request, answer in zip(batch, answers, strict=True):
+            expected = image_digest(request.carriers[0].image)
+            if (answer.ordinal, answer.digest) != (request.ordinal, expected):
+                says = f"image {request.ordinal} with digest {expected}, got {answer.ordinal} with {answer.digest}"
+                wrong.append((request.ordinal, says))
+            elif not answer.text:
+                wrong.append((request.ordinal, f"image {request.ordinal} to get tags, got an empty text"))
+        if wrong:
+            ordinals = tuple(ordinal for ordinal, _ in wrong)
+            raise TaggerError(self.name, f"expected {'; '.join(says for _, says in wrong[:2])}", ordinals=ordinals)
+
+
+def tagger_pools(config: RunConfig, servers: Mapping[str, Sequence[Any]]) -> dict[str, TaggerPool]:
+    """Section -> the pool that writes its prompts; sections without a tagger are absent. `servers` as spawned for
+    `config.taggers`, where an evaluation may use those of training."""
+    sections: dict[str, DataConfig | None] = {"data": config.data, "eval.data": config.eval.data}
+    return {
+        where: TaggerPool(where, data.tagger, data.prompt_suffix, servers.get(where) or servers["data"])
+        for where, data in sections.items()
+        if data is not None and data.tagger is not None
+    }
