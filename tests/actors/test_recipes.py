@@ -1,7 +1,7 @@
 """Every recipe of the policy-gradient and one-step methods through the real command, three steps.
 
-Embedded recipes run as they are, but shorter. Real-size recipes keep method, sampler and optimiser values and get a tiny
-model of the same classes, the CPU, rewards without downloads and smaller crops and groups.
+Embedded recipes run as they are, but shorter. Real-size recipes keep method, sampler and optimiser values and get a
+tiny model of the same classes, the CPU, rewards without downloads and smaller crops and groups.
 """
 
 import json
