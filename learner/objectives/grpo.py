@@ -115,7 +115,7 @@ class GRPOObjective(Objective):
         k = taken.steps[slot]
         x, x_next, logp = (torch.tensor(v[slot], device=self.device) for v in (taken.x, taken.x_next, taken.logp))
         mean = None if taken.mean is None else torch.tensor(taken.mean[slot], device=self.device)
-        advantages = torch.from_numpy(group.advantages).to(self.device)
+        advantages = torch.tensor(group.advantages, device=self.device)
         version = group.group.policy_version
         return GRPOBatch(
             version, condition, x, x_next, logp, mean, advantages, levels[k], levels[k + 1], levels[1], fresh

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rl.config.policy import PolicyConfig
 from rl.errors import InputError
 from rl.policies.base import Condition, from_uint8
+from rl.policies.checkpointing import enable_checkpointing
 from rl.policies.flux2sr.mini_vae import MiniVAE, running_statistics
 from rl.policies.folders import prompt_file
 from rl.types import U8
@@ -90,7 +91,7 @@ class Flux2SR:
         if "prompt_embeds" not in prompts:
             raise InputError(f"{prompt_file(folder, config)}: expected a tensor prompt_embeds, got {sorted(prompts)}")
         if config.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
+            enable_checkpointing(transformer)
         return cls(
             transformer.to(config.device), vae.to(config.device), prompts["prompt_embeds"], guidance=config.guidance
         )

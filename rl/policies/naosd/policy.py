@@ -22,6 +22,7 @@ from rl.config.policy import PolicyConfig
 from rl.errors import InputError
 from rl.objectives.vsd import add_noise
 from rl.policies.base import Condition, from_uint8
+from rl.policies.checkpointing import enable_checkpointing
 from rl.policies.naosd.text import CachedPrompt, ClipPrompts, load_prompts
 from rl.types import U8
 
@@ -70,7 +71,7 @@ class NAOSD:
 
             merge_published(unet, vae, Path(file).expanduser())
         if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+            enable_checkpointing(unet)
         prompts = load_prompts(folder, config, unet.config.cross_attention_dim)
         return cls(
             unet.to(config.device), vae.to(config.device), scheduler, prompts, t_add=config.t_add, t_diff=config.t_diff

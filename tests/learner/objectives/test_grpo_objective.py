@@ -100,6 +100,18 @@ def test_forced_on_a_one_step_policy_every_fresh_ratio_is_exactly_1(naosd_config
     assert any(bool(g.abs().max() > 0) for g in torch.autograd.grad(loss.total, trained))
 
 
+def test_gradient_checkpointing_changes_no_gradient(run_config: Callable[..., RunConfig]) -> None:
+    """Backward recomputes the blocks outside of the forward's attention context; the gradient stays the same."""
+    gradients = []
+    for checkpointing in ("false", "true"):
+        objective, policy, group = rolled(run_config(*BASE, f"policy.gradient_checkpointing={checkpointing}"))
+        trained = list(adapter_parameters(policy.backbone, POLICY).values())
+        gradients.append(torch.autograd.grad(objective(batches(objective, group)[0]).total, trained))
+        assert policy.backbone.is_gradient_checkpointing == (checkpointing == "true")
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_stale_groups_and_later_updates_are_not_called_fresh(run_config: Callable[..., RunConfig]) -> None:
     config = run_config(*BASE, "learner.updates_per_batch=3")
     objective, _, group = rolled(config)
