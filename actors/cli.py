@@ -90,6 +90,15 @@ def restore(  # noqa: PLR0913 - one parameter per option
     scale: Annotated[int, typer.Option(min=1, max=8)] = 4,
     steps: Annotated[int, typer.Option(min=1)] = 10,
     shift: Annotated[str, typer.Option(help="Resolution shift: a number, or flux2.")] = "1.0",
+    t_add: Annotated[
+        int | None, typer.Option(help="naosd: noise level, default 250; higher is more detail, less fidelity.")
+    ] = None,
+    merge: Annotated[list[Path] | None, typer.Option(help="naosd: a published .pkl to merge; repeatable.")] = None,
+    prompt: Annotated[str, typer.Option(help="One text for all images, for a policy with a text encoder.")] = "",
+    prompt_path: Annotated[Path | None, typer.Option(help="A folder with <image name>.txt for every image.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=64, help="Tile side in output pixels; default: what the policy was trained at.")
+    ] = None,
     colour: Annotated[Literal["wavelet", "adain", "none"], typer.Option(help="Colour alignment.")] = "wavelet",
     device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
     compare: Annotated[bool, typer.Option(help="Also write bicubic beside the result.")] = False,
@@ -97,7 +106,10 @@ def restore(  # noqa: PLR0913 - one parameter per option
     """Super-resolve an image or a folder, with or without a trained adapter."""
     from actors.restore import RestoreJob
 
-    job = RestoreJob(lora, seed, kind, policy, scale, steps, shift, colour, device, compare)
+    job = RestoreJob(
+        lora, seed, kind, policy, scale, steps, shift, t_add, merge or [], prompt, prompt_path, tile, colour, device,
+        compare,
+    )  # fmt: skip
     for written in job.run(source, target):
         typer.echo(str(written))
 

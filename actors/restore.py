@@ -10,7 +10,9 @@ from PIL import Image
 
 from rl.config.load import validate
 from rl.config.policy import PolicyConfig, PolicyType, SamplerConfig
+from rl.config.prompts import PromptSection
 from rl.data.photos import IMAGE_SUFFIXES, list_images, load_rgb
+from rl.data.prompts import load_prompts
 from rl.errors import InputError
 from rl.evaluation.sheets import bicubic_upscale
 from rl.export import read_lora_header
@@ -18,6 +20,9 @@ from rl.policies.folders import policy_folder, preset_folder
 
 Colour = Literal["wavelet", "adain", "none"]
 Device = Literal["cpu", "cuda"]
+TILE_PX: dict[PolicyType, int] = {"flux2sr": 1024, "naosd": 512}
+PRESET_TILE_PX = 128
+"""The sides that the models are trained at, on which tiles look best."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class RestoreJob:
     scale: int
     steps: int
     shift: str
+    t_add: int | None
+    merge: list[Path]
+    prompt: str
+    prompt_path: Path | None
+    tile: int | None
     colour: Colour
     device: Device
     compare: bool
@@ -40,6 +50,8 @@ class RestoreJob:
         files = list_images(source)
         config = self._policy_config()
         sampler = validate(SamplerConfig, {"steps": self.steps, "shift": self.shift}, "isrl restore")
+        prompts = self._prompts(files)
+        tile_px = self._tile_px(config)
         outputs = _outputs(files, source, target)
 
         import torch
@@ -56,14 +68,23 @@ class RestoreJob:
             attach_file(policy.backbone, self.lora)
         for file, out in zip(files, outputs, strict=True):
             lr = np.ascontiguousarray(load_rgb(file).transpose(2, 0, 1))
-            image = restore_image(policy, lr, scale=self.scale, seed=self.seed, sampler=sampler, colour=self.colour)
+            image = restore_image(
+                policy, lr, scale=self.scale, seed=self.seed, sampler=sampler, prompt=prompts[str(file)],
+                tile_px=tile_px, overlap_px=tile_px * 3 // 8, colour=self.colour,
+            )  # fmt: skip
             if self.compare:
                 image = np.concatenate([bicubic_upscale(lr, self.scale), image], axis=2)
             Image.fromarray(image.transpose(1, 2, 0)).save(out)
             yield out
 
     def _policy_config(self) -> PolicyConfig:
-        config = PolicyConfig(type=self.type, path=self.policy, device=self.device)
+        raw: dict[str, object] = {"type": self.type, "path": self.policy, "device": self.device}
+        raw["merge"] = [str(file) for file in self.merge]
+        if self.t_add is not None:
+            if self.type != "naosd":
+                raise InputError(f"--t-add is read only by --type naosd, got --type {self.type}")
+            raw["t_add"] = self.t_add
+        config = validate(PolicyConfig, raw, "isrl restore")
         policy_folder(config)
         if self.lora is not None:
             base = read_lora_header(self.lora)["isrl"].get("base")
@@ -71,6 +92,16 @@ class RestoreJob:
             if isinstance(base, str) and base != expected and _names_a_preset(base, config):
                 raise InputError(f"--lora {self.lora}: trained on {base}, asked to run on {expected}; set --policy")
         return config
+
+    def _prompts(self, files: list[Path]) -> dict[str, str]:
+        folder = None if self.prompt_path is None else str(self.prompt_path)
+        section = validate(PromptSection, {"prompt": self.prompt, "prompt_path": folder}, "isrl restore")
+        return load_prompts(section, [str(file) for file in files])
+
+    def _tile_px(self, config: PolicyConfig) -> int:
+        if self.tile is not None:
+            return self.tile
+        return PRESET_TILE_PX if preset_folder(config) is not None else TILE_PX[config.type]
 
 
 def _names_a_preset(base: str, config: PolicyConfig) -> bool:

@@ -3,8 +3,8 @@
     v(x) = sum_tiles w_k v_k(x) / sum_tiles w_k         at every denoising step, w_k a Gaussian over tile k
 
 Blending predictions (velocities, or the one noise prediction of a one-step policy) instead of finished pixels keeps
-neighbouring tiles on one trajectory, so there are no seams. The
-image is reflected up to the backbone's size multiple and cropped afterwards.
+neighbouring tiles on one trajectory, so there are no seams. The image is reflected up to the backbone's size multiple
+and cropped afterwards.
 """
 
 import math
@@ -34,6 +34,7 @@ def restore_image(
     scale: int,
     seed: int,
     sampler: SamplerConfig,
+    prompt: str = "",
     tile_px: int = 128,
     overlap_px: int = 48,
     colour: str = "wavelet",
@@ -43,7 +44,7 @@ def restore_image(
     if colour not in COLOUR:
         raise ValueError(f"colour: expected one of {sorted(COLOUR)}, got '{colour}'")
     padded = _pad(lr, policy.size_multiple // math.gcd(policy.size_multiple, scale))
-    condition = policy.encode(padded, scale)
+    condition = policy.encode(padded, scale, prompt)
     device = next(policy.backbone.parameters()).device
     noise = member_noise([seed], policy.latent_shape(condition), device)
     tile, overlap = tile_px // policy.size_multiple, overlap_px // policy.size_multiple

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -103,6 +104,11 @@ REFUSED = {
     "no lora": (["--lora", "/nowhere"], "/nowhere: no such LoRA file"),
     "colour": (["--colour", "lab"], "'lab' is not one of 'wavelet', 'adain', 'none'"),
     "scale": (["--scale", "9"], "less than or equal to 8"),
+    "t_add": (["--t-add", "150"], "--t-add is read only by --type naosd, got --type flux2sr"),
+    "merge": (["--merge", "x.pkl"], "merge is read only by policy 'naosd', got policy 'flux2sr'"),
+    "two prompts": (["--prompt", "a", "--prompt-path", "b"], "prompt and prompt_path exclude each other"),
+    "no prompt file": (["--prompt-path", "/nowhere"], "expected one .txt per image, 1 of 1 are missing"),
+    "prompt": (["--prompt", "a cat"], "prompt: got 'a cat', but flux2sr has one cached embedding"),
 }
 
 
@@ -137,6 +143,30 @@ def test_restore_refuses_files(
         assert isrl("restore", *arguments, "--policy", mini_folder) == 2
         said = capsys.readouterr().err
         assert message in said and len(said.splitlines()) == 1
+
+
+def test_restore_gives_every_image_its_prompt(isrl: Callable[..., int], tmp_path: Path, tiny_sd21_folder: Path) -> None:
+    """Two equal images with different sidecar texts; t_add and the prompt both change the pixels."""
+    photos, texts = tmp_path / "photos", tmp_path / "texts"
+    photos.mkdir()
+    texts.mkdir()
+    grey = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
+    for name, text in (("a", "abc"), ("b", "hgf")):
+        Image.fromarray(grey).save(photos / f"{name}.png")
+        (texts / f"{name}.txt").write_text(text)
+
+    def restored(out: str, *options: object) -> dict[str, np.ndarray]:
+        model = ("--type", "naosd", "--policy", tiny_sd21_folder, "--colour", "none")
+        assert isrl("restore", photos, tmp_path / out, *model, *options) == 0
+        return {file.stem: np.asarray(Image.open(file), int) for file in (tmp_path / out).iterdir()}
+
+    prompted = restored("prompted", "--prompt-path", texts)
+    assert prompted["a"].shape == (96, 80, 3) and np.abs(prompted["a"] - prompted["b"]).max() > 1
+    fixed = restored("fixed", "--prompt", "abc")
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(fixed[name], prompted["a"])
+    noisier = restored("noisier", "--prompt", "abc", "--t-add", 900)
+    assert np.abs(noisier["a"] - fixed["a"]).mean() > 1
 
 
 def test_a_refusal_imports_nothing_heavy(recipe: Path) -> None:

@@ -99,7 +99,7 @@ class Flux2SR:
     @torch.no_grad()
     def encode(self, lr: U8, scale: int, prompt: str = "") -> Condition:
         if prompt:
-            raise InputError(f"data.prompt: got '{prompt}', but flux2sr has one cached embedding for all images")
+            raise InputError(f"prompt: got '{prompt}', but flux2sr has one cached embedding for all images")
         height, width = lr.shape[1] * scale, lr.shape[2] * scale
         if height % self.size_multiple or width % self.size_multiple:
             raise ValueError(f"flux2sr: output sides must be divisible by {self.size_multiple}, got {width}x{height}")

@@ -25,7 +25,7 @@ class CachedPrompt:
     def __call__(self, prompt: str) -> Tensor:
         """`[1, L, D]`."""
         if prompt:
-            raise InputError(f"data.prompt: got '{prompt}', but the policy has one cached embedding, {self._source}")
+            raise InputError(f"prompt: got '{prompt}', but the policy has one cached embedding, {self._source}")
         return self._embeds
 
     def negative(self, prompt: str) -> Tensor:
