@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from rl.config.pretrain import PhotoSet
-from rl.data.photos import load_photos
+from rl.data.photos import Photos, load_photos
 from rl.types import U8
 
 SHRINK = (1.0, 1.0, 0.75, 0.5)
@@ -21,12 +21,12 @@ class CropSource:
 
     def __init__(self, sets: Sequence[PhotoSet], seed: int, *, augment: bool = True) -> None:
         self._augment = augment
-        self._photos: list[U8] = []
+        self._photos: list[Photos] = []
         self.names: list[str] = []
         weights: list[float] = []
         for photo_set in sets:
             photos = load_photos(photo_set.path)
-            self._photos += photos.values()
+            self._photos += [photos] * len(photos)
             self.names += photos
             weights += [photo_set.weight] * len(photos)
         self._weights = np.array(weights) / sum(weights)
@@ -40,7 +40,8 @@ class CropSource:
         """The next crop and the name of its photograph."""
         rng = self._rng
         chosen = rng.choice(len(self._photos), p=self._weights)
-        photo, name = self._photos[chosen], self.names[chosen]
+        name = self.names[chosen]
+        photo = self._photos[chosen][name]
         factor = SHRINK[rng.integers(len(SHRINK))] if self._augment else 1.0
         window = int(side / factor)
         y = rng.integers(0, photo.shape[0] - window + 1)

@@ -1,13 +1,18 @@
 """Photographs as uint8 RGB arrays: scikit-image's bundled ones by `skimage:<name>`, or a file or folder by path."""
 
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from rl.config.data import SKIMAGE
 from rl.errors import InputError, MissingInput
+from rl.types import U8
+
+CACHE_BYTES = 1 << 30
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 _SKIMAGE_FUNCTIONS = {"hubble": "hubble_deep_field", "ihc": "immunohistochemistry"}
@@ -31,13 +36,20 @@ SKIMAGE_PHOTOS = frozenset(
 """The photographs that come inside scikit-image's wheel; its others are downloads."""
 
 
-def load_rgb(path: Path) -> NDArray[np.uint8]:
+def load_rgb(path: Path) -> U8:
     """One image file as `[H, W, 3]` uint8; grey is repeated, alpha dropped, 16-bit refused by name."""
+    with _opened(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An 8-bit image whose pixels are not read yet; what Pillow cannot read is an error by name."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):
                 raise InputError(f"{path}: expected an 8-bit image, got mode {image.mode}; convert it to 8-bit RGB")
-            return np.asarray(image.convert("RGB"))
+            yield image
     except OSError as error:
         raise InputError(f"{path}: expected an image, Pillow cannot read it: {error}") from error
 
@@ -54,23 +66,63 @@ def list_images(path: Path) -> list[Path]:
     return files
 
 
-def load_photos(sources: list[str]) -> dict[str, NDArray[np.uint8]]:
-    """Name -> `[H, W, 3]` uint8, in the order given; each source is `skimage:<name>`, a file, or a folder.
+class Photos(Mapping[str, U8]):
+    """Name -> `[H, W, 3]` uint8, read-only, in the order given. Files are decoded when asked for; the most recently
+    used stay in memory up to `cache_bytes`, so that a data set may be larger than the memory."""
+
+    def __init__(self, files: Mapping[str, Path | None], cache_bytes: int = CACHE_BYTES) -> None:
+        self._files = dict(files)
+        self._cache: OrderedDict[str, U8] = OrderedDict()
+        self._free = cache_bytes
+
+    def __getitem__(self, name: str) -> U8:
+        if name not in self._cache:
+            photo = self._read(name)
+            photo.flags.writeable = False
+            self._cache[name] = photo
+            self._free -= photo.nbytes
+            while self._free < 0 and len(self._cache) > 1:
+                self._free += self._cache.popitem(last=False)[1].nbytes
+        self._cache.move_to_end(name)
+        return self._cache[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(height, width) from the file's header."""
+        path = self._files[name]
+        if path is None:
+            height, width = self[name].shape[:2]
+            return height, width
+        with _opened(path) as image:
+            return image.height, image.width
+
+    def _read(self, name: str) -> U8:
+        path = self._files[name]
+        return np.array(_bundled(name.removeprefix(SKIMAGE)) if path is None else load_rgb(path))
+
+
+def load_photos(sources: Sequence[str]) -> Photos:
+    """The photographs of `skimage:<name>`, files and folders, in the order given.
 
     A file's name is its stem, or its path where another file has the stem already (0001.png of two data sets).
     """
     check_sources(sources)
-    photos: dict[str, NDArray[np.uint8]] = {}
+    files: dict[str, Path | None] = {}
     for source in sources:
         if source.startswith(SKIMAGE):
-            photos[source] = _bundled(source.removeprefix(SKIMAGE))
+            files[source] = None
         else:
             for path in list_images(Path(source).expanduser()):
-                photos[str(path) if path.stem in photos else path.stem] = load_rgb(path)
-    return photos
+                files[str(path) if path.stem in files else path.stem] = path
+    return Photos(files)
 
 
-def check_sources(sources: list[str]) -> None:
+def check_sources(sources: Sequence[str]) -> None:
     """Refuse a source that names nothing, without reading any pixels."""
     for source in sources:
         if source.startswith(SKIMAGE):
@@ -81,7 +133,7 @@ def check_sources(sources: list[str]) -> None:
             list_images(Path(source).expanduser())
 
 
-def _bundled(name: str) -> NDArray[np.uint8]:
+def _bundled(name: str) -> U8:
     import skimage.data
 
     if name.startswith("motorcycle"):

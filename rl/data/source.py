@@ -8,7 +8,7 @@ import numpy as np
 
 from rl.config.data import DataConfig
 from rl.data.degradation import degrade
-from rl.data.photos import IMAGE_SUFFIXES, list_images, load_photos, load_rgb
+from rl.data.photos import IMAGE_SUFFIXES, Photos, list_images, load_photos
 from rl.data.prompts import load_prompts
 from rl.errors import InputError
 from rl.seeding import derive_seed
@@ -26,17 +26,21 @@ class TaskSource:
         self.seed = seed
         photos = load_photos(config.path)
         side = config.crop if config.kind == "hr" else config.crop // config.scale
-        small = [f"{name} ({p.shape[1]}x{p.shape[0]})" for name, p in photos.items() if min(p.shape[:2]) < side]
+        self._sizes = {name: photos.size(name) for name in photos}
+        small = [
+            f"{name} ({width}x{height})" for name, (height, width) in self._sizes.items() if min(height, width) < side
+        ]
         if small:
             raise InputError(
                 f"data.path: every image must be at least {side}x{side}, too small: {', '.join(small[:5])}"
             )
         self.names = tuple(photos)
         self._photos = photos
-        self._hr = self._load_pairs() if config.kind == "paired" else {}
+        self._hr = self._pairs() if config.kind == "paired" else Photos({})
         self._prompts = load_prompts(config, self.names)
 
-    def _load_pairs(self) -> dict[str, U8]:
+    def _pairs(self) -> Photos:
+        """The HR image of every LR image, `scale` times as large."""
         folder = Path(self.config.hr_path or "").expanduser()
         files = {path.stem: path for path in list_images(folder)}
         missing = [name for name in self.names if name not in files]
@@ -44,13 +48,11 @@ class TaskSource:
             raise InputError(
                 f"data.hr_path {folder}: no HR image ({', '.join(sorted(IMAGE_SUFFIXES))}) for {missing[:5]}"
             )
-        pairs = {name: load_rgb(files[name]) for name in self.names}
-        for name, hr in pairs.items():
-            expected = tuple(side * self.config.scale for side in self._photos[name].shape[:2])
-            if hr.shape[:2] != expected:
-                raise InputError(
-                    f"pair '{name}': expected HR {expected[1]}x{expected[0]}, got {hr.shape[1]}x{hr.shape[0]}"
-                )
+        pairs = Photos({name: files[name] for name in self.names})
+        for name, (height, width) in self._sizes.items():
+            expected, got = (height * self.config.scale, width * self.config.scale), pairs.size(name)
+            if got != expected:
+                raise InputError(f"pair '{name}': expected HR {expected[1]}x{expected[0]}, got {got[1]}x{got[0]}")
         return pairs
 
     def task(self, ordinal: int) -> SRTask:
@@ -86,8 +88,8 @@ class TaskSource:
         cells = [
             (name, y, x)
             for name in self.names
-            for y in range(0, self._photos[name].shape[0] - side + 1, side)
-            for x in range(0, self._photos[name].shape[1] - side + 1, side)
+            for y in range(0, self._sizes[name][0] - side + 1, side)
+            for x in range(0, self._sizes[name][1] - side + 1, side)
         ]
         if count > len(cells):
             raise InputError(f"eval.crops: {count} asked, but the images hold only {len(cells)} crops of {side} px")

@@ -7,7 +7,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from rl.data.photos import SKIMAGE_PHOTOS, check_sources, list_images, load_photos, load_rgb
+from rl.data.photos import SKIMAGE_PHOTOS, Photos, check_sources, list_images, load_photos, load_rgb
 
 
 def gradient(height: int = 4, width: int = 6) -> np.ndarray:
@@ -66,3 +66,33 @@ def test_deeper_than_8_bits_is_refused_by_name(tmp_path: Path, dtype: type) -> N
     Image.fromarray(np.arange(24, dtype=dtype).reshape(4, 6)).save(file)
     with pytest.raises(ValueError, match=r"deep.tif: expected an 8-bit image, got mode .*convert it to 8-bit RGB"):
         load_rgb(file)
+
+
+def test_files_are_decoded_when_asked_for_and_kept_within_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for two pictures of 72 bytes: the least recently used one is decoded again."""
+    files = {name: tmp_path / f"{name}.png" for name in "abc"}
+    for k, file in enumerate(files.values()):
+        Image.fromarray(gradient() + k).save(file)
+    read: list[str] = []
+    monkeypatch.setattr("rl.data.photos.load_rgb", lambda path: read.append(path.stem) or load_rgb(path))
+    photos = Photos(files, cache_bytes=150)
+    assert [photos.size(name) for name in photos] == [(4, 6)] * 3 and read == []
+    for name in ("a", "b", "a", "c", "a", "b"):
+        np.testing.assert_array_equal(photos[name], gradient() + "abc".index(name))
+    assert read == ["a", "b", "c", "b"]
+    with pytest.raises(ValueError, match="read-only"):
+        photos["a"][0] = 0
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(whole)
+    (tmp_path / "torn.png").write_bytes(whole.read_bytes()[:200])
+    (tmp_path / "text.png").write_text("no image")
+    photos = load_photos([str(tmp_path / "torn.png"), str(tmp_path / "text.png")])
+    with pytest.raises(ValueError, match="torn.png: expected an image, Pillow cannot read it"):
+        photos["torn"]
+    with pytest.raises(ValueError, match="text.png: expected an image, Pillow cannot read it"):
+        photos.size("text")
