@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from learner.pretraining.near_identity import start_near_identity
 from learner.pretraining.supervised import Log, cosine, descend, set_lr, to_tensor, train_vae
 from rl.config.pretrain import NAOSDPretrain
 from rl.data.crops import CropSource
@@ -53,35 +54,9 @@ def build_vae(config: NAOSDPretrain) -> AutoencoderKL:
     size = config.vae_size
     return AutoencoderKL(
         block_out_channels=size.block_out_channels, latent_channels=size.latent_channels, layers_per_block=1,
-        norm_num_groups=8, sample_size=config.crop, down_block_types=("DownEncoderBlock2D",) * 4,
+        norm_num_groups=1, sample_size=config.crop, down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
-
-
-@torch.no_grad()
-def start_near_identity(vae: AutoencoderKL) -> None:
-    """Residual branches start at 0, resamplers as plain averages and copies.
-
-    From diffusers' random start this small AutoencoderKL needs several times the steps for the same error
-    (tests/benchmarks/RESULTS.md, 10).
-    """
-    for name, layer in vae.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
-            continue
-        if name.endswith(("conv2", "to_out.0")):
-            layer.weight.zero_()
-        elif "downsamplers" in name:
-            # the stride-2 window starts at the pixel itself: diffusers pads right and bottom only
-            layer.weight.zero_()
-            layer.weight[:, :, :2, :2] = torch.eye(len(layer.weight))[..., None, None] / 4
-        elif "upsamplers" in name or name.endswith(("conv_in", "conv_out")):
-            nn.init.dirac_(layer.weight)
-        elif name.endswith("conv_shortcut"):
-            nn.init.orthogonal_(layer.weight)
-        else:
-            continue
-        if layer.bias is not None:
-            layer.bias.zero_()
 
 
 @torch.no_grad()

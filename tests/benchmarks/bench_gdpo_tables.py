@@ -80,9 +80,10 @@ def train(out: Path, name: str, seed: int, steps: int) -> None:
 
 
 def judge(out: Path) -> Judge:
-    """Of the reward: psnry and piqe. Outside it: gmsd, ssim and LPIPS-squeeze."""
+    """Of the reward: psnry and piqe. Outside it: ssim, CNNIQA (no reference) and LPIPS-squeeze."""
     config = recipe("gdpo", 0, 1)
-    extra = [RewardConfig(name=name, type="pyiqa") for name in ("gmsd", "ssim")]
+    cnniqa = RewardConfig(name="cnniqa", type="python", file=str(Path(__file__).with_name("cnniqa.py")))
+    extra = [RewardConfig(name="ssim", type="pyiqa"), cnniqa]
     weights = DATA / "weights" / "lpips"
     lpips = Lpips(weights / "squeezenet1_1_features.pth", weights / "lin_v0.1_squeeze.pth")
     return Judge(config, lpips, [RewardServer(reward) for reward in (*config.rewards, *extra)])
