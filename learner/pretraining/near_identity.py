@@ -30,8 +30,7 @@ def start_near_identity(vae: AutoencoderKL) -> None:
         if isinstance(layer, nn.GroupNorm):
             _undo(layer)
         elif name.endswith(("conv2", "to_out.0")):
-            layer.weight.zero_()
-            layer.bias.zero_()
+            _zero(layer)
         elif name.endswith("conv_shortcut"):
             _widen(layer)
         elif name.endswith("upsamplers.0.conv"):
@@ -87,8 +86,7 @@ def _undo(norm: nn.GroupNorm) -> None:
 def _halve(conv: nn.Conv2d, used: int) -> None:
     """Every channel's 2x2 average; the colours' Haar details from channel `used` on."""
     # the stride-2 window starts at the pixel itself: diffusers pads right and bottom only
-    conv.weight.zero_()
-    conv.bias.zero_()
+    _zero(conv)
     conv.weight[:, :, :2, :2] = torch.eye(conv.out_channels)[..., None, None] / 4
     for band, filter_ in enumerate(HAAR):
         for colour in range(RGB):
@@ -104,15 +102,20 @@ def _widen(shortcut: nn.Conv2d) -> None:
     _copy(shortcut, [*((i, i, 1.0) for i in range(kept)), last])
 
 
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        parameter.zero_()
+
+
 def _emit_constant(conv: nn.Conv2d) -> None:
     conv.weight[-1].zero_()
-    conv.bias[-1] = K
+    bias: Tensor = conv.get_parameter("bias")
+    bias[-1] = K
 
 
 def _copy(conv: nn.Conv2d, rows: Iterable[tuple[int, int, float]]) -> None:
     """out = sum of weight * in over the rows (out, in, weight)."""
-    conv.weight.zero_()
-    conv.bias.zero_()
+    _zero(conv)
     centre = conv.kernel_size[0] // 2
     weight: Tensor = conv.weight
     for out, source, value in rows:

@@ -16,7 +16,7 @@ from rl.policies.base import OneStepPolicy, from_uint8, member_noise, to_uint8
 from rl.policies.lora import OLD, adapter_parameters, add_adapters, take_snapshot, using
 from rl.rollout import RolloutWorker
 from rl.seeding import derive_seed
-from rl.types import F64, RolloutGroup, SRTask
+from rl.types import F64, U8, RolloutGroup, SRTask
 
 Adapter = dict[str, torch.Tensor]
 
@@ -56,12 +56,12 @@ class Judge:
         self.tasks = TaskSource(config.eval.data, 0).grid(config.eval.crops)
         self.names = (*(server.config.name for server in servers), "lpips")  # type: ignore[attr-defined]
         self._servers, self._lpips = servers, lpips
-        self._policy_config, self._lora = config.policy, config.policy.lora
+        self.policy_config, self._lora = config.policy, config.policy.lora
 
     @torch.no_grad()
     def scores(self, adapter: Adapter | None, draws: int, **changes: int) -> F64:
         """`[crops, draws, metrics]`, higher is better but for lpips; `changes` go to the policy (t_add)."""
-        policy = load_policy(PolicyConfig.model_validate({**self._policy_config.model_dump(), **changes}))
+        policy = load_policy(PolicyConfig.model_validate({**self.policy_config.model_dump(), **changes}))
         assert isinstance(policy, OneStepPolicy)
         policy.backbone.eval()
         add_adapters(policy.backbone, self._lora, (OLD,))
@@ -71,7 +71,7 @@ class Judge:
         table = []
         with using(policy.backbone, OLD if adapter is not None else None):
             for task in self.tasks:
-                images = self._draw(policy, task, draws)
+                images = self.draw(policy, task, draws)
                 group = RolloutGroup(task.ordinal, task.lr_id, 0, "", (0,) * draws, np.zeros(0, np.float32), images)
                 columns = [server.score([task], [group])[0].scores for server in self._servers]  # type: ignore[attr-defined]
                 y = from_uint8(torch.from_numpy(images))
@@ -80,7 +80,8 @@ class Judge:
         return np.stack(table)
 
     @staticmethod
-    def _draw(policy: OneStepPolicy, task: SRTask, draws: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def draw(policy: OneStepPolicy, task: SRTask, draws: int) -> U8:
+        """`[draws, 3, H, W]`; the noise depends on the task and on the draw's index alone."""
         condition = policy.encode(task.lr, task.scale, task.prompt)
         seeds = [derive_seed("judge", task.lr_id, k) for k in range(draws)]
         noise = member_noise(seeds, policy.latent_shape(condition), torch.device("cpu"))

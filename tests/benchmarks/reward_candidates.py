@@ -104,9 +104,9 @@ def _scorers(lpips: Path | None, slow: bool) -> dict[str, Callable[[], Scorer]]:
 
 
 def _lpips(folder: Path) -> Scorer:
-    from rl.perceptual import LpipsSqueeze
+    from rl.perceptual import Lpips
 
-    model = LpipsSqueeze(folder / "squeezenet1_1_features.pth", folder / "lin_v0.1_squeeze.pth")
+    model = Lpips(folder / "squeezenet1_1_features.pth", folder / "lin_v0.1_squeeze.pth")
 
     def unit(array: U8) -> torch.Tensor:
         return torch.tensor(array).float() / 127.5 - 1
