@@ -7,19 +7,20 @@ and CNNIQA do not; `spread` is the standard deviation of psnry between the sampl
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from bench_gdpo_tables import judge
+from bench_gdpo_tables import held_out, judge
 from gdpo_loop import Judge
 from safetensors.torch import load_file
 
 from rl.evaluation.sheets import Cell, ContactRow, bicubic_upscale, write_contact_sheet
 from rl.policies import load_policy
 from rl.policies.base import OneStepPolicy
-from rl.types import F64
+from rl.types import F64, SRTask
 
 matplotlib.use("Agg")
 LEVELS = (50, 100, 150, 200, 250, 300, 350, 400, 450)
@@ -45,12 +46,12 @@ def curve(path: Path, table: dict[int, F64], names: tuple[str, ...]) -> None:
 
 
 @torch.no_grad()
-def sheet(path: Path, court: Judge) -> None:
+def sheet(path: Path, court: Judge, tasks: Sequence[SRTask]) -> None:
     """Two samples at each of the paper's three levels, for six crops."""
     columns = ["LR", "bicubic", *(f"t_add {t}, seed {k}" for t in SHOWN for k in range(2)), "HR"]
     rows = []
     policies = {t: load_policy(court.policy_config.model_copy(update={"t_add": t})) for t in SHOWN}
-    for task in court.tasks[:: max(1, len(court.tasks) // 6)][:6]:
+    for task in tasks[:: max(1, len(tasks) // 6)][:6]:
         cells = [Cell(task.lr), Cell(bicubic_upscale(task.lr, task.scale))]
         for policy in policies.values():
             assert isinstance(policy, OneStepPolicy)
@@ -67,15 +68,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    court = judge(arguments.policy)
+    court, tasks = judge(arguments.policy), held_out()
     adapter = None if arguments.lora is None else load_file(arguments.lora)
-    table = {t: court.scores(adapter, DRAWS, t_add=t) for t in LEVELS}
+    table = {t: court.scores(tasks, adapter, DRAWS, t_add=t) for t in LEVELS}
     print(f"| t_add | {' | '.join(court.names)} | spread |\n|---|{'---|' * (len(court.names) + 1)}")
     for t_add, values in table.items():
         cells = " | ".join(f"{value:.4f}" for value in values.mean((0, 1)))
         print(f"| {t_add} | {cells} | {np.std(values[..., 0], axis=1, ddof=1).mean():.3f} |")
     curve(arguments.out / "t_add_curve.png", table, court.names)
-    sheet(arguments.out / "t_add_sheet.png", court)
+    sheet(arguments.out / "t_add_sheet.png", court, tasks)
 
 
 if __name__ == "__main__":

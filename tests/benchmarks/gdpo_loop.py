@@ -9,7 +9,6 @@ from bare_loop import BareLoop
 
 from rl.config.policy import PolicyConfig
 from rl.config.run import RunConfig
-from rl.data.source import TaskSource
 from rl.perceptual import Lpips
 from rl.policies import load_policy
 from rl.policies.base import OneStepPolicy, from_uint8, member_noise, to_uint8
@@ -48,18 +47,15 @@ class GDPOLoop(BareLoop):
 
 
 class Judge:
-    """Scores of an adapter on held-out crops: metrics of the reward, and metrics outside it."""
+    """Scores of an adapter on given crops: metrics of the reward, and metrics outside it."""
 
     def __init__(self, config: RunConfig, lpips: Lpips, servers: Sequence[object]) -> None:
-        if config.eval.data is None:
-            raise ValueError("the recipe has no eval.data")
-        self.tasks = TaskSource(config.eval.data, 0).grid(config.eval.crops)
         self.names = (*(server.config.name for server in servers), "lpips")  # type: ignore[attr-defined]
         self._servers, self._lpips = servers, lpips
         self.policy_config, self._lora = config.policy, config.policy.lora
 
     @torch.no_grad()
-    def scores(self, adapter: Adapter | None, draws: int, **changes: int) -> F64:
+    def scores(self, tasks: Sequence[SRTask], adapter: Adapter | None, draws: int, **changes: int) -> F64:
         """`[crops, draws, metrics]`, higher is better but for lpips; `changes` go to the policy (t_add)."""
         policy = load_policy(PolicyConfig.model_validate({**self.policy_config.model_dump(), **changes}))
         assert isinstance(policy, OneStepPolicy)
@@ -70,7 +66,7 @@ class Judge:
                 parameter.copy_(adapter[name])
         table = []
         with using(policy.backbone, OLD if adapter is not None else None):
-            for task in self.tasks:
+            for task in tasks:
                 images = self.draw(policy, task, draws)
                 group = RolloutGroup(task.ordinal, task.lr_id, 0, "", (0,) * draws, np.zeros(0, np.float32), images)
                 columns = [server.score([task], [group])[0].scores for server in self._servers]  # type: ignore[attr-defined]
