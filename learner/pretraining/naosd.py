@@ -148,7 +148,8 @@ class Distillation:
 
     def losses(self, hr: Tensor, lr: Tensor, text: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """x0 `[B, C, h, w]` and the pixel, LPIPS and VSD losses."""
-        x0 = one_step(self.student, lr, text)
+        low, high = self.stage.t_add_range or (self.config.t_add, self.config.t_add)
+        x0 = one_step(self.student, lr, text, torch.randint(low, high + 1, (len(lr),), device=lr.device))
         y = self.student.decode(x0).float()
         pixel = nn.functional.mse_loss(y, hr) if self.stage.pixel == "l2" else nn.functional.l1_loss(y, hr)
         return x0, (pixel, self.lpips(y, hr).mean(), self.distil(x0, text))
@@ -176,10 +177,11 @@ class Distillation:
         return torch.autocast(self.config.device, torch.bfloat16) if self.stage.autocast else nullcontext()
 
 
-def one_step(student: NAOSD, lr: Tensor, text: Tensor) -> Tensor:
-    """x0 `[B, C, h, w]` of enlarged LR images `[B, 3, H, W]` in [-1, 1], with a gradient to encoder and UNet."""
+def one_step(student: NAOSD, lr: Tensor, text: Tensor, t_add: Tensor) -> Tensor:
+    """x0 `[B, C, h, w]` of enlarged LR images `[B, 3, H, W]` in [-1, 1], noised at `t_add` `[B]`, with a gradient to
+    encoder and UNet."""
     z = student.vae.encode(lr).latent_dist.mode() * student.vae.config.scaling_factor
-    z_t = student.noised(z, torch.randn_like(z))
+    z_t = add_noise(z, torch.randn_like(z), student.alphas_cumprod.to(z.device)[t_add])
     conditions = [Condition(z[i : i + 1].detach(), text[i : i + 1]) for i in range(len(z))]
     return student.clean(z_t, student.epsilon(z_t, conditions))
 
@@ -208,8 +210,9 @@ def describe_naosd(config: NAOSDPretrain) -> str:
         else f"Multi-step model: {teacher.steps} steps of {teacher.batch} out of {config.pairs} cached latents, "
         "eps-prediction."
     )
+    levels = config.t_add if student.t_add_range is None else "{} to {}".format(*student.t_add_range)
     return (
         f"{base}\nStudent: {student.steps} steps of {student.batch * student.accumulate}, {student.pixel_weight:g} "
         f"{student.pixel.upper()} + {student.lpips_weight:g} LPIPS + {student.vsd_weight:g} VSD,\nLoRA rank "
-        f"{student.lora_rank} on UNet and encoder, t_add {config.t_add}, t_diff {config.t_diff}."
+        f"{student.lora_rank} on UNet and encoder, t_add {levels}, t_diff {config.t_diff}."
     )

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rl.config.base import Section
 from rl.config.data import DEGRADATIONS, Degradation, DegradationChoice
@@ -133,6 +133,15 @@ class StudentStage(Section):
     """bfloat16 autocast; the published run takes fp16."""
     t_range: tuple[float, float] = (0.02, 0.5)
     """Of VSD's timestep, as shares of T; OSEDiff has up to 0.98."""
+    t_add_range: tuple[int, int] | None = None
+    """Each sample's own t_add, uniform, ends included. None: `t_add` for all, as published. Ours: a small model that
+    has seen one noise level alone does not know the others, which inference may ask for."""
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.t_add_range is not None and not 0 <= self.t_add_range[0] <= self.t_add_range[1] < 1000:
+            raise ValueError(f"t_add_range: expected 0 <= low <= high < 1000, got {self.t_add_range}")
+        return self
 
 
 class PretrainBase(Section):

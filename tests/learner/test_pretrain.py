@@ -128,3 +128,29 @@ def test_held_out_photographs_are_in_no_training_set() -> None:
     quickstart = load_config(ROOT / "configs" / "quickstart.yaml")
     assert quickstart.eval.data is not None
     assert not (trained | set(quickstart.data.path)) & set(quickstart.eval.data.path)
+
+
+def test_each_sample_is_noised_at_its_own_level(tiny_sd21_folder: Path) -> None:
+    """The student's forward equals the policy's with the same noise and t_add 100 and 400; a range of them is drawn."""
+    import torch
+
+    from learner.pretraining.naosd import one_step
+    from rl.policies import load_policy
+    from rl.policies.base import Condition
+    from rl.policies.naosd.policy import NAOSD
+
+    student = load_policy(PolicyConfig(type="naosd", path=str(tiny_sd21_folder)))
+    assert isinstance(student, NAOSD)
+    lr, text = torch.rand(2, 3, 32, 32) * 2 - 1, student.prompts("a wall").expand(2, -1, -1)
+    torch.manual_seed(0)
+    x0 = one_step(student, lr, text, torch.tensor([100, 400]))
+    torch.manual_seed(0)
+    z = student.vae.encode(lr).latent_dist.mode() * student.vae.config.scaling_factor
+    conditions = [Condition(z[i : i + 1], text[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(x0, student.generate(torch.randn_like(z), conditions, t_add=(100, 400)))
+
+
+@pytest.mark.parametrize("range_", ["[400, 100]", "[-1, 100]", "[100, 1000]"])
+def test_a_range_of_t_add_outside_the_schedule_is_refused(range_: str) -> None:
+    with pytest.raises(ValueError, match="t_add_range: expected 0 <= low <= high < 1000, got"):
+        load_pretrain_config(ROOT / "configs" / "naosd_pretrain_mini.yaml", [f"student.t_add_range={range_}"])

@@ -1,0 +1,79 @@
+"""The embedded one-step preset: small, better looking than bicubic, and its t_add trades fidelity for detail."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from learner.pretraining.report import psnr_y
+from rl.config.data import DEGRADATIONS
+from rl.config.policy import PolicyConfig
+from rl.data.degradation import degrade
+from rl.data.photos import load_photos
+from rl.perceptual import Lpips
+from rl.policies import load_policy
+from rl.policies.base import from_uint8, member_noise
+from rl.policies.folders import policy_folder
+from rl.policies.naosd.policy import NAOSD
+
+CROPS = {"coffee": (100, 200), "chelsea": (60, 120), "rocket": (200, 250), "motorcycle_left": (150, 300)}
+"""Of photographs that the preset was not trained on."""
+
+
+@pytest.fixture(scope="module")
+def crops() -> list[tuple[Tensor, np.ndarray]]:
+    """HR `[1, 3, 128, 128]` in [-1, 1] and LR `[3, 32, 32]` uint8."""
+    found = []
+    for name, (y, x) in CROPS.items():
+        hr = np.ascontiguousarray(load_photos([f"skimage:{name}"])[f"skimage:{name}"][y : y + 128, x : x + 128])
+        lr = degrade(hr, scale=4, recipe=DEGRADATIONS["light"], seed=1)
+        found.append((from_uint8(torch.from_numpy(hr.transpose(2, 0, 1).copy()))[None], lr.transpose(2, 0, 1)))
+    return found
+
+
+def restored(t_add: int, lr: np.ndarray, samples: int = 4) -> Tensor:
+    policy = load_policy(PolicyConfig(type="naosd", t_add=t_add))
+    assert isinstance(policy, NAOSD)
+    with torch.no_grad():
+        condition = policy.encode(lr, 4)
+        noise = member_noise(range(samples), policy.latent_shape(condition), torch.device("cpu"))
+        return policy.decode(policy.generate(noise, [condition])).clamp(-1, 1)
+
+
+def test_its_files_are_under_8_mb_and_half_precision() -> None:
+    folder = policy_folder(PolicyConfig(type="naosd"))
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+    assert not list(folder.rglob("text_encoder")) and (folder / "README.md").is_file()
+
+
+def test_it_looks_better_than_bicubic(crops: list[tuple[Tensor, np.ndarray]], shared_data: Path) -> None:
+    """LPIPS-squeeze at least 15 % better on average, PSNR(Y) at most 3.5 dB under (2.5 dB on the 36 Kodak crops of
+    RESULTS 10)."""
+    weights = shared_data / "weights" / "lpips"
+    lpips = Lpips(weights / "squeezenet1_1_features.pth", weights / "lin_v0.1_squeeze.pth")
+    scores = []
+    for hr, lr in crops:
+        bicubic = torch.nn.functional.interpolate(
+            from_uint8(torch.from_numpy(lr.copy()))[None], scale_factor=4, mode="bicubic"
+        ).clamp(-1, 1)
+        y = restored(250, lr, samples=1)
+        with torch.no_grad():
+            scores.append([float(f(image, hr).mean()) for image in (bicubic, y) for f in (lpips, psnr_y)])
+    lpips_bicubic, psnr_bicubic, lpips_y, psnr_y_mean = np.mean(scores, axis=0)
+    assert lpips_y < 0.85 * lpips_bicubic
+    assert psnr_y_mean > psnr_bicubic - 3.5
+
+
+def test_t_add_trades_fidelity_for_difference(crops: list[tuple[Tensor, np.ndarray]]) -> None:
+    """150, 250, 350 with the same noise: PSNR falls, members differ more and more (GDPO-SR, Table 10, figure 7)."""
+    fidelity, difference = [], []
+    for t_add in (150, 250, 350):
+        groups = [(restored(t_add, lr), hr) for hr, lr in crops]
+        fidelity.append(np.mean([float(psnr_y(y, hr.expand_as(y)).mean()) for y, hr in groups]))
+        difference.append(np.mean([float(y.std(0).mean()) for y, _ in groups]))
+    assert fidelity[0] > fidelity[1] > fidelity[2]
+    assert difference[0] < difference[1] < difference[2]
+    assert difference[1] > 0.01
