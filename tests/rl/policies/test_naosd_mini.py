@@ -7,33 +7,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.pretraining.report import psnr_y
-from rl.config.data import DEGRADATIONS
+from learner.pretraining.report import held_out_crops, psnr_y
 from rl.config.policy import PolicyConfig
-from rl.data.degradation import degrade
-from rl.data.photos import load_photos
+from rl.config.pretrain import load_pretrain_config
 from rl.perceptual import Lpips
 from rl.policies import load_policy
 from rl.policies.base import from_uint8, member_noise
 from rl.policies.folders import policy_folder
 from rl.policies.naosd.policy import NAOSD
-
-CROPS = {"coffee": (100, 200), "chelsea": (60, 120), "rocket": (200, 250), "motorcycle_left": (150, 300)}
-"""Of photographs that the preset was not trained on."""
+from rl.types import U8
 
 
 @pytest.fixture(scope="module")
-def crops() -> list[tuple[Tensor, np.ndarray]]:
-    """HR `[1, 3, 128, 128]` in [-1, 1] and LR `[3, 32, 32]` uint8."""
-    found = []
-    for name, (y, x) in CROPS.items():
-        hr = np.ascontiguousarray(load_photos([f"skimage:{name}"])[f"skimage:{name}"][y : y + 128, x : x + 128])
-        lr = degrade(hr, scale=4, recipe=DEGRADATIONS["light"], seed=1)
-        found.append((from_uint8(torch.from_numpy(hr.transpose(2, 0, 1).copy()))[None], lr.transpose(2, 0, 1)))
-    return found
+def crops(shared_data: Path) -> list[tuple[Tensor, U8]]:
+    """HR `[1, 3, 128, 128]` in [-1, 1] and LR `[3, 32, 32]` of nine Kodak crops that the preset was not trained on."""
+    photos = [str(shared_data / "hr_photos" / "kodak" / f"kodim{i:02d}.png") for i in (3, 6, 10, 17, 20, 24)]
+    recipe = Path(__file__).parents[3] / "configs" / "naosd_pretrain_mini.yaml"
+    pairs = held_out_crops(load_pretrain_config(recipe, [f"held_out=[{', '.join(photos)}]"]))[::4]
+    return [
+        (from_uint8(torch.from_numpy(hr.transpose(2, 0, 1).copy()))[None], np.ascontiguousarray(lr.transpose(2, 0, 1)))
+        for hr, lr in pairs
+    ]
 
 
-def restored(t_add: int, lr: np.ndarray, samples: int = 4) -> Tensor:
+def restored(t_add: int, lr: U8, samples: int = 4) -> Tensor:
     policy = load_policy(PolicyConfig(type="naosd", t_add=t_add))
     assert isinstance(policy, NAOSD)
     with torch.no_grad():
@@ -49,9 +46,8 @@ def test_its_files_are_under_8_mb_and_half_precision() -> None:
     assert not list(folder.rglob("text_encoder")) and (folder / "README.md").is_file()
 
 
-def test_it_looks_better_than_bicubic(crops: list[tuple[Tensor, np.ndarray]], shared_data: Path) -> None:
-    """LPIPS-squeeze at least 15 % better on average, PSNR(Y) at most 3.5 dB under (2.5 dB on the 36 Kodak crops of
-    RESULTS 10)."""
+def test_it_looks_better_than_bicubic(crops: list[tuple[Tensor, U8]], shared_data: Path) -> None:
+    """LPIPS-squeeze at least 15 % better on average, PSNR(Y) at most 3 dB under (2.4 dB on all 36, RESULTS 10)."""
     weights = shared_data / "weights" / "lpips"
     lpips = Lpips(weights / "squeezenet1_1_features.pth", weights / "lin_v0.1_squeeze.pth")
     scores = []
@@ -64,10 +60,10 @@ def test_it_looks_better_than_bicubic(crops: list[tuple[Tensor, np.ndarray]], sh
             scores.append([float(f(image, hr).mean()) for image in (bicubic, y) for f in (lpips, psnr_y)])
     lpips_bicubic, psnr_bicubic, lpips_y, psnr_y_mean = np.mean(scores, axis=0)
     assert lpips_y < 0.85 * lpips_bicubic
-    assert psnr_y_mean > psnr_bicubic - 3.5
+    assert psnr_y_mean > psnr_bicubic - 3.0
 
 
-def test_t_add_trades_fidelity_for_difference(crops: list[tuple[Tensor, np.ndarray]]) -> None:
+def test_t_add_trades_fidelity_for_difference(crops: list[tuple[Tensor, U8]]) -> None:
     """150, 250, 350 with the same noise: PSNR falls, members differ more and more (GDPO-SR, Table 10, figure 7)."""
     fidelity, difference = [], []
     for t_add in (150, 250, 350):
