@@ -73,7 +73,8 @@ def test_the_naosd_recipe_makes_a_preset_that_loads_without_adapters(
     size = sum(file.stat().st_size for name in ("unet", "vae") for file in (folder / name).iterdir())
     assert size < 8e6, f"the preset is {size / 1e6:.1f} MB"
     scores = json.loads((folder / "scores.json").read_text())
-    assert scores["sample_psnr_y"] < scores["bicubic_psnr_y"] - 5 and scores["group_std_psnr_y"] > 0
+    # its VAE starts as an 8x average, so an untrained student is a blurred, noisy image, but not a random one
+    assert scores["sample_psnr_y"] < scores["bicubic_psnr_y"] - 3.5 and scores["group_std_psnr_y"] > 0
     assert "VSD" in (folder / "README.md").read_text()
     # a base that is already there gives the same student
     again = pretrain(config.model_copy(update={"out": f"{tmp_path}/again", "base": f"{folder}/base"}), "naosd.yaml")
