@@ -13,6 +13,7 @@ from typing import Any
 from actors.deadline import get_within
 from rl.config.reward import RewardConfig
 from rl.config.run import RunConfig
+from rl.config.server import ServerSection
 from rl.config.tagger import TaggerConfig
 
 
@@ -85,7 +86,7 @@ def _spawn_tagger(where: str, config: TaggerConfig) -> Any:
     return _server(TaggerActor, config).remote(where, config)
 
 
-def _server(actor: type, config: RewardConfig | TaggerConfig) -> Any:
+def _server(actor: type, config: ServerSection) -> Any:
     """The actor class with what Ray has to give one replica."""
     import ray
 

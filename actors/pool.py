@@ -11,8 +11,7 @@ from ray.exceptions import RayError
 from actors.deadline import DeadlineError, within
 from actors.failures import cause, reason
 from rewards.base import ServerError
-from rl.config.reward import RewardConfig
-from rl.config.tagger import TaggerConfig
+from rl.config.server import ServerSection
 
 
 class Timed(Protocol):
@@ -53,7 +52,7 @@ class Pool(Generic[Answer]):
 
     Args:
         name: the server's name.
-        config: `retries`, `deadline_s` and, by others, `replicas` are read.
+        config: `retries` and `deadline_s` are read.
         batch: most groups of one call.
         servers: one handle per replica.
     """
@@ -61,7 +60,7 @@ class Pool(Generic[Answer]):
     error: ClassVar[type[ServerError]]
     doing: ClassVar[str]
 
-    def __init__(self, name: str, config: RewardConfig | TaggerConfig, batch: int, servers: Sequence[Any]) -> None:
+    def __init__(self, name: str, config: ServerSection, batch: int, servers: Sequence[Any]) -> None:
         self.name = name
         self.title = f"{self.error.kind} '{name}'"
         self.config = config

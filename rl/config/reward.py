@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rl.config.base import Section
+from rl.config.server import ServerSection
 
 
-class RewardConfig(Section):
+class RewardConfig(ServerSection):
     """One reward: a pyiqa metric by name, `lr_consistency`, or a user's Python file."""
 
     name: str
@@ -24,35 +24,22 @@ class RewardConfig(Section):
     """Which set of `advantage.aggregation: attribute_aware` it belongs to; the others do not read it."""
     options: dict[str, float | int | str | bool] = {}
     """Passed to the metric's constructor."""
-    replicas: int = Field(1, ge=1)
-    cpus: float = Field(1.0, gt=0)
-    gpus: float = Field(0.0, ge=0)
-    threads: int = Field(1, ge=1)
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the metric runs; a file of `type: python` chooses by itself."""
     batch_groups: int = Field(1, ge=1)
     """Groups of equal size that one call may score as one batch."""
-    retries: int = Field(2, ge=0)
-    """Attempts after a failed one; then the whole group is dropped and re-issued."""
-    deadline_s: float = Field(300.0, gt=0)
-    runtime_env: dict[str, object] | None = None
-    """Ray `runtime_env` of the server, for rewards whose packages conflict with ours."""
+
+    @property
+    def label(self) -> str:
+        return f"reward '{self.name}'"
 
     @model_validator(mode="after")
     def _fields_match_type(self) -> Self:
         if not self.name or "/" in self.name:
             raise ValueError(f"reward name: expected text without '/', because metric keys hold it, got '{self.name}'")
         if self.type == "python" and self.file is None:
-            raise ValueError(f"reward '{self.name}': type 'python' needs file: a Python file that defines score()")
+            raise ValueError(f"{self.label}: type 'python' needs file: a Python file that defines score()")
         for field, owner in (("metric", "pyiqa"), ("file", "python")):
             if getattr(self, field) is not None and self.type != owner:
-                raise ValueError(f"reward '{self.name}': {field} is read only by type '{owner}', got '{self.type}'")
-        if self.device == "cuda" and self.gpus == 0:
-            raise ValueError(f"reward '{self.name}': device 'cuda' needs gpus above 0, got 0; write gpus: 0.25")
-        if self.device == "cpu" and self.gpus > 0 and self.type != "python":
-            raise ValueError(
-                f"reward '{self.name}': gpus {self.gpus:g} needs device 'cuda', got 'cpu'; write device: cuda"
-            )
+                raise ValueError(f"{self.label}: {field} is read only by type '{owner}', got '{self.type}'")
         return self
 
     @property

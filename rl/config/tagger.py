@@ -4,12 +4,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rl.config.base import Section
+from rl.config.server import ServerSection
 
 CLIP_ONLY = ("path", "tags", "template", "top_k", "threshold")
 
 
-class TaggerConfig(Section):
+class TaggerConfig(ServerSection):
     """One tagger: CLIP over a list of tags, or a user's Python file.
 
     RAM and DAPE, with which GDPO-SR and OSEDiff tag, are in none of the packages that isrl installs. Load them in a
@@ -32,19 +32,12 @@ class TaggerConfig(Section):
     empty. Read only by `type: clip`."""
     file: str | None = None
     """A Python file that defines `tag(images) -> list[str]`. Read only by `type: python`."""
-    replicas: int = Field(1, ge=1)
-    cpus: float = Field(1.0, gt=0)
-    gpus: float = Field(0.0, ge=0)
-    threads: int = Field(1, ge=1)
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where CLIP runs; a file of `type: python` chooses by itself."""
     batch_images: int = Field(1, ge=1)
     """Images that one call may tag together."""
-    retries: int = Field(2, ge=0)
-    """Attempts after a failed one; then the whole group is dropped and re-issued."""
-    deadline_s: float = Field(300.0, gt=0)
-    runtime_env: dict[str, object] | None = None
-    """Ray `runtime_env` of the server, for taggers whose packages conflict with ours."""
+
+    @property
+    def label(self) -> str:
+        return "tagger"
 
     @model_validator(mode="after")
     def _fields_match_type(self) -> Self:
@@ -60,8 +53,4 @@ class TaggerConfig(Section):
                 raise ValueError(f"tagger: {field} is read only by type '{owner}', got '{self.type}'")
         if self.template.count("{}") != 1:
             raise ValueError(f"tagger: template must hold {{}} once, where the tag goes, got '{self.template}'")
-        if self.device == "cuda" and self.gpus == 0:
-            raise ValueError("tagger: device 'cuda' needs gpus above 0, got 0; write gpus: 0.25")
-        if self.device == "cpu" and self.gpus > 0 and self.type != "python":
-            raise ValueError(f"tagger: gpus {self.gpus:g} needs device 'cuda', got 'cpu'; write device: cuda")
         return self
