@@ -29,7 +29,7 @@ class PreferenceBatch(MicroBatch):
     z: Tensor
     """`[M, C, h, w]` the images encoded again."""
     eps: Tensor
-    """`[M, C, h, w]`; both members of a pair have the same."""
+    """`[M, C, h, w]`; the members of a pair have the same, those of a group by `objective.noise`."""
     advantages: Tensor
     """`[M]`"""
 
@@ -66,9 +66,10 @@ class PreferenceObjective(Objective):
     def micro_batches(self, groups: list[TrainGroup], version: int) -> Iterator[PreferenceBatch]:
         """Draw-major: every update sees every group."""
         prepared = [(group, *self._encode(group), self.generator(group.task.ordinal)) for group in groups]
+        own = isinstance(self._config, GDPOConfig) and self._config.noise == "member"
         for _ in range(self._config.draws):
             for group, condition, z, advantages, generator in prepared:
-                shape = z.shape if isinstance(self._config, GDPOConfig) else (1, *z.shape[1:])
+                shape = z.shape if own else (1, *z.shape[1:])
                 eps = torch.randn(shape, generator=generator).expand(z.shape)
                 yield PreferenceBatch(group.group.policy_version, condition, z, eps.to(self.device), advantages)
 

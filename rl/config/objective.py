@@ -74,6 +74,9 @@ class GDPOConfig(PreferenceConfig):
     type: Literal["gdpo"] = "gdpo"
     omega: float = Field(5000.0, gt=0)
     """Strength of the preference; the published loss has it with a factor 1/2, on the mean squared error."""
+    noise: Literal["member", "group"] = "member"
+    """`member`: each has its own, as published. `group`: all share one, as Diffusion-DPO's pairs do (ours): what the
+    noise alone adds to an error is then the same for every member, and the advantages, which sum to 0, cancel it."""
 
 
 class DiffusionDPOConfig(PreferenceConfig):

@@ -12,23 +12,8 @@ policy = reference inside is 0 and L = ln 2. With G = 2 the advantages are +-1/s
 beta = omega / sqrt(2). The paper writes per-pixel norms; its code, and therefore 5000, is for the mean.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class PreferenceLoss:
-    """Batch means; `total` carries the gradient."""
-
-    total: Tensor
-    inside: Tensor
-    """The preference logit; above 0 where the policy ranks the members as the rewards do, better than the reference."""
-    error: Tensor
-    """mean e(theta): how well the policy predicts the noise on its own samples."""
-    drift: Tensor
-    """mean (net_theta - net_ref)^2."""
 
 
 def sample_error(prediction: Tensor, eps: Tensor) -> Tensor:

@@ -75,18 +75,22 @@ class BareLoop:
         return np.stack([np.stack(row, axis=1) for row in columns])
 
     def step(self, index: int) -> tuple[StepTimes, F64]:
-        config = self.config
-        count = config.train.groups_per_step
+        return self.step_on([self.source.task(ordinal) for ordinal in self.ordinals(index)])
+
+    def ordinals(self, index: int) -> range:
+        count = self.config.train.groups_per_step
+        return range(index * count, (index + 1) * count)
+
+    def step_on(self, tasks: list[SRTask]) -> tuple[StepTimes, F64]:
+        config, size = self.config, self.config.rollout.group_size
         t0 = time.perf_counter()
-        tasks = [self.source.task(index * count + i) for i in range(count)]
-        size = config.rollout.group_size
         groups = [self.rollout(task, member_seeds(config.seed, task.ordinal, size)) for task in tasks]
         t1 = time.perf_counter()
         scores = self.score(tasks, groups)
         t2 = time.perf_counter()
         batch = batch_advantages(config, scores, tasks)
         self.train([TrainGroup(t, g, a) for t, g, a in zip(tasks, groups, batch.advantages, strict=True)])
-        return StepTimes(t1 - t0, t2 - t1, time.perf_counter() - t2, count * size), scores
+        return StepTimes(t1 - t0, t2 - t1, time.perf_counter() - t2, len(tasks) * size), scores
 
     def train(self, groups: list[TrainGroup]) -> None:
         config = self.config

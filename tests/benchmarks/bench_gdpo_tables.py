@@ -8,7 +8,7 @@ Trains and judges every variant that OUT_FOLDER does not hold yet (two processes
 
 The paper trains on 12 000 groups and tests on other images. 160 groups are far too few for that (held-out table),
 so what an objective does is measured where it was applied: four LR images a seed, each seen once a step, judged by
-50 new draws. Intervals are over the twelve LR images of three seeds.
+50 new draws. Intervals are over the twelve LR images of three seeds; held out, over whole photographs.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import matplotlib
 import numpy as np
 import torch
 from gdpo_loop import GDPOLoop, Judge
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -56,9 +57,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "nr_only": ("advantage.detail_share=1",),
     "fixed": ("advantage.detail_share=0.5",),
     "t_add": ("rollout.vary=t_add",),
+    "one_noise": ("objective.noise=group",),
 }
 TABLES = {
-    "Tables 5 and 8, objectives, averages over 50 draws": ("diffusion_dpo", "dance_grpo", "gdpo"),
+    "Tables 5 and 8, objectives, averages over 50 draws": ("diffusion_dpo", "dance_grpo", "gdpo", "one_noise"),
     "Table 6, reward": ("fr_only", "nr_only", "fixed", "gdpo"),
     "Table 7, group size": ("g4", "gdpo", "g8"),
     "Table 11, what members differ by": ("t_add", "gdpo"),
@@ -66,7 +68,7 @@ TABLES = {
 NAMES = {
     "gdpo": "GDPO, G = 6, noise, ARF", "diffusion_dpo": "Diffusion-DPO", "dance_grpo": "DanceGRPO (forced)",
     "g4": "G = 4", "g8": "G = 8", "fr_only": "ARF, FR only", "nr_only": "ARF, NR only", "fixed": "ARF, fixed 0.5",
-    "t_add": "groups by t_add 150..350",
+    "t_add": "groups by t_add 150..350", "one_noise": "GDPO, one noise a group (ours)",
 }  # fmt: skip
 
 
@@ -123,19 +125,19 @@ def trained_on(out: Path, seed: int) -> list[SRTask]:
 
 @dataclass(frozen=True)
 class Judged:
-    """Means over draws `[images, metrics]`, one per seed of training, without (base) and with the adapter."""
+    """Means over draws `[seeds * images, metrics]`, without (before) and with the adapter."""
 
-    before: tuple[F64, ...]
-    after: tuple[F64, ...]
+    before: F64
+    after: F64
+    clusters: NDArray[np.int64] | None
+    """What one observation is: a photograph in the held-out table, an LR image (None) in the others."""
 
     def change(self, metric: int) -> Interval:
-        """Paired by image and drawn noise; an image is one observation, and in the held-out table one of each seed."""
-        before, after = (np.stack([one[:, metric] for one in side]) for side in (self.before, self.after))
-        return paired_bootstrap(before.ravel(), after.ravel())
+        """Paired by seed, image and drawn noise."""
+        return paired_bootstrap(self.before[:, metric], self.after[:, metric], clusters=self.clusters)
 
-    def base(self) -> F64:
-        mean: F64 = np.concatenate(self.before).mean(0)
-        return mean
+    def against(self, other: "Judged") -> "Judged":
+        return Judged(other.after, self.after, self.clusters)
 
 
 def judged(out: Path, court: Judge, name: str, *, on_trained: bool) -> Judged:
@@ -149,13 +151,22 @@ def judged(out: Path, court: Judge, name: str, *, on_trained: bool) -> Judged:
                 adapter = None if side == "base" else load_file(out / f"{side}-{seed}.safetensors")
                 np.save(kept, court.scores(tasks, adapter, draws))
             means.append(np.load(kept).mean(1))
-    return Judged(tuple(sides["base"]), tuple(sides[name]))
+    clusters = None if on_trained else np.tile(_photographs(held_out()), len(SEEDS))
+    return Judged(np.concatenate(sides["base"]), np.concatenate(sides[name]), clusters)
 
 
-def table(title: str, models: dict[str, Judged], names: Sequence[str]) -> list[str]:
-    """Base values, then each variant's change with its interval."""
+def _photographs(tasks: Sequence[SRTask]) -> NDArray[np.int64]:
+    """A number per crop, the same for crops of one photograph."""
+    order: NDArray[np.int64] = np.unique([task.lr_id.split("@")[0] for task in tasks], return_inverse=True)[1]
+    return order
+
+
+def table(title: str, models: dict[str, Judged], names: Sequence[str], *, base: bool = True) -> list[str]:
+    """Values of the base, unless left out, then each variant's change with its interval."""
     lines = [f"**{title}**", "", f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-    lines.append(f"| NAOSD mini | {' | '.join(f'{value:.4f}' for value in next(iter(models.values())).base())} |")
+    if base:
+        before = next(iter(models.values())).before.mean(0)
+        lines.append(f"| NAOSD mini | {' | '.join(f'{value:.4f}' for value in before)} |")
     for label, model in models.items():
         changes = [model.change(k) for k in range(len(names))]
         cells = [f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for c in changes]
@@ -214,13 +225,27 @@ def main() -> None:
         judged(out, court, name, on_trained=False)
     if not arguments.tables:
         return
-    models = {name: judged(out, court, name, on_trained=True) for name in VARIANTS}
-    for title, members in TABLES.items():
-        print("\n".join(table(title, {NAMES[m]: models[m] for m in members}, court.names)))
-    unseen = {NAMES[name]: judged(out, court, name, on_trained=False) for name in VARIANTS}
-    print("\n".join(table("Held-out crops", unseen, court.names)))
-    print("\n".join(t_add_table(out, court)))
-    plot(out / "gdpo_tables.png", {NAMES[name]: models[name] for name in VARIANTS}, court.names)
+    trained, unseen = (
+        {NAMES[name]: judged(out, court, name, on_trained=on_trained) for name in VARIANTS}
+        for on_trained in (True, False)
+    )
+    parts = [
+        table(f"{title}; trained on", {NAMES[m]: trained[NAMES[m]] for m in members}, court.names)
+        for title, members in TABLES.items()
+    ]
+    parts.append(table("All variants; held out", unseen, court.names))
+    for heading, models in (("trained on", trained), ("held out", unseen)):
+        gdpo, *others = models.items()
+        parts.append(
+            table(
+                f"GDPO less each other variant; {heading}",
+                {n: gdpo[1].against(m) for n, m in others},
+                court.names,
+                base=False,
+            )
+        )
+    print("\n".join(line for part in [*parts, t_add_table(out, court)] for line in part))
+    plot(out / "gdpo_tables.png", trained, court.names)
 
 
 if __name__ == "__main__":

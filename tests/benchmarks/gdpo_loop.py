@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from bare_loop import BareLoop
+from bare_loop import BareLoop, StepTimes
 
 from rl.config.policy import PolicyConfig
 from rl.config.run import RunConfig
@@ -40,10 +40,14 @@ class GDPOLoop(BareLoop):
         means = []
         for index in range(self.config.train.steps):
             means.append(self.step(index)[1].mean((0, 1)))
-            self.version += 1
-            if self.config.objective.sampled_with != "reference":
-                self._install()
         return np.array(means)
+
+    def step_on(self, tasks: list[SRTask]) -> tuple[StepTimes, F64]:
+        answer = super().step_on(tasks)
+        self.version += 1
+        if self.config.objective.sampled_with != "reference":
+            self._install()
+        return answer
 
 
 class Judge:

@@ -66,11 +66,13 @@ def test_latents_are_the_images_encoded_again(policy: NAOSD, config: RunConfig) 
         assert batch.advantages.tolist() == pytest.approx(list(group.advantages))
 
 
-def test_gdpo_draws_noise_per_member_and_dpo_one_for_the_pair(
+def test_gdpo_draws_noise_per_member_or_group_and_dpo_one_for_the_pair(
     policy: NAOSD, naosd_config: Callable[..., RunConfig]
 ) -> None:
     gdpo = batches(policy, naosd_config(), [make_group(3)])[0].eps
     assert not torch.equal(gdpo[0], gdpo[1])
+    shared = batches(policy, naosd_config("objective.noise=group"), [make_group(3)])[0].eps
+    assert all(torch.equal(member, shared[0]) for member in shared)
     pair = batches(policy, naosd_config("objective.type=diffusion_dpo"), [make_group(3)])[0]
     assert torch.equal(pair.eps[0], pair.eps[1])
     assert pair.advantages.tolist() == pytest.approx([1.4, -1.2])
