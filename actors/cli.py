@@ -72,7 +72,8 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def pretrain(config: Config, overrides: Overrides = None) -> None:
-    """Make a policy from photographs by supervised training (VAE, then flow matching), and score it."""
+    """Make a policy by supervised training and score it on held-out photographs: Flux2SR (VAE, then flow matching) or
+    NAOSD (a one-step student of a multi-step model). NAOSD's student, when interrupted, goes on by the same command."""
     from learner.pretraining import pretrain as make
     from rl.config.pretrain import load_pretrain_config
 

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from learner.pretraining import progress
 from learner.pretraining.stable_diffusion import make_base, noise_loss, predict
 from learner.pretraining.supervised import Log, cosine, set_lr, to_tensor
 from rl.config.policy import UNET_ALL, PolicyConfig
@@ -44,15 +46,18 @@ KEPT = ("scheduler", "tokenizer", "text_encoder", "prompt_embeds.safetensors")
 def make_naosd(config: NAOSDPretrain, lpips: Lpips, log: Log) -> None:
     """Distil the student; write the folder that `from_pretrained` reads, in fp16."""
     out = Path(config.out)
-    base = Path(config.base).expanduser() if config.base else make_base(config, lpips, log)
-    stage = config.student
+    stage, interrupted = config.student, progress.read(config)
+    if config.base:
+        base = Path(config.base).expanduser()
+    else:
+        base = out / "base" if interrupted else make_base(config, lpips, log)
     # of its own, so that a base made before gives the same student
     torch.manual_seed(derive_seed(config.seed, "student"))
     student = load_student(base, config)
     teacher = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
     teacher.requires_grad_(False).to(config.device)
     teacher.add_adapter(_lora(stage.fake_rank, stage.lora_alpha, target_modules(teacher, UNET_ALL)), FAKE)
-    Distillation(student, teacher, lpips, config).run(log)
+    Distillation(student, teacher, lpips, config).run(log, interrupted)
     for model, name in ((student.vae, "vae"), (student.backbone, "unet")):
         model.fuse_lora()
         model.unload_lora()
@@ -62,6 +67,7 @@ def make_naosd(config: NAOSDPretrain, lpips: Lpips, log: Log) -> None:
             shutil.copytree(base / name, out / name, dirs_exist_ok=True)
         elif (base / name).is_file():
             shutil.copyfile(base / name, out / name)
+    (out / progress.FILE).unlink(missing_ok=True)
 
 
 def load_student(base: Path, config: NAOSDPretrain) -> NAOSD:
@@ -98,16 +104,22 @@ class Distillation:
         self.negative = student.prompts.negative(config.negative_prompt).to(student.device)
         self.drawn = 0
 
-    def run(self, log: Log) -> None:
-        """Train in place; the student's weights are frozen afterwards."""
+    def run(self, log: Log, interrupted: dict[str, Any] | None = None) -> None:
+        """Train in place, from where an `interrupted` run was; the student's weights are frozen afterwards."""
         stage = self.stage
         recent: list[list[float]] = []
-        for step in range(stage.steps):
+        done = 0
+        if interrupted is not None:
+            done = progress.restore(self, interrupted)
+            log(f"student: goes on after step {done} of {stage.steps}")
+        for step in range(done, stage.steps):
             set_lr(self.optimizer, stage.lr * cosine(step, stage.steps, floor=stage.floor, warmup=stage.warmup_steps))
             recent = [*recent[-99:], self.step()]
             if step % 100 == 99:
                 shown = ", ".join(f"{v:.4f}" for v in np.mean(recent, axis=0))
                 log(f"student {step + 1}/{stage.steps}: pixel, LPIPS, VSD, fake {shown}")
+            if (step + 1) % stage.checkpoint_every == 0:
+                progress.write(self, step + 1)
         self.both.requires_grad_(False).eval()
 
     def step(self) -> list[float]:

@@ -133,6 +133,8 @@ class StudentStage(Section):
     """bfloat16 autocast; the published run takes fp16."""
     t_range: tuple[float, float] = (0.02, 0.5)
     """Of VSD's timestep, as shares of T; OSEDiff has up to 0.98."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between two writes of what an interrupted stage goes on from, when the same command is given again."""
     t_add_range: tuple[int, int] | None = None
     """Each sample's own t_add, uniform, ends included. None: `t_add` for all, as published. Ours: a small model that
     has seen one noise level alone does not know the others, which inference may ask for."""

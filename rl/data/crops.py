@@ -1,6 +1,7 @@
 """Augmented HR crops for supervised training: one call, one crop, a pure function of (photographs, seed)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +32,15 @@ class CropSource:
             weights += [photo_set.weight] * len(photos)
         self._weights = np.array(weights) / sum(weights)
         self._rng = np.random.default_rng(seed)
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """Which crop is next; to be assigned to a source of the same photographs and seed."""
+        return self._rng.bit_generator.state
+
+    @state.setter
+    def state(self, state: Mapping[str, Any]) -> None:
+        self._rng.bit_generator.state = state
 
     def crop(self, side: int) -> U8:
         """The next crop."""

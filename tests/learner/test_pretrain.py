@@ -120,6 +120,53 @@ def test_naosd_is_distilled_from_a_stable_diffusion_folder_with_prompts(
         assert not any(key.startswith("decoder") for key in moved)
 
 
+def test_an_interrupted_student_goes_on_to_the_same_weights(
+    tmp_path: Path, tiny_sd21_folder: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps at once, and four steps interrupted after the third with a checkpoint after the second."""
+    import torch
+
+    from learner.pretraining import naosd, pretrain
+    from rl.config.pretrain import FlowPretrain, NAOSDPretrain
+    from rl.errors import InputError
+
+    monkeypatch.chdir(ROOT)
+    lpips = shared_data / "weights" / "lpips"
+
+    def recipe(out: str, *more: str) -> FlowPretrain | NAOSDPretrain:
+        return load_pretrain_config(
+            ROOT / "configs" / "naosd_pretrain.yaml",
+            [
+                f"base={tiny_sd21_folder}", f"out={tmp_path}/{out}", "device=cpu", "threads=1", "crop=64",
+                "photos=[{path: [skimage:astronaut]}]", "held_out=[skimage:coffee]", "prompts={prompt: a wall}",
+                f"lpips={{backbone: {lpips}/squeezenet1_1_features.pth, heads: {lpips}/lin_v0.1_squeeze.pth}}",
+                "student.steps=4", "student.accumulate=1", "student.checkpoint_every=2", *more,
+            ],
+        )  # fmt: skip
+
+    whole = pretrain(recipe("whole"), "")
+    step, done = naosd.Distillation.step, []
+
+    def three_steps(self: naosd.Distillation) -> list[float]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(step(self))
+        return done[-1]
+
+    monkeypatch.setattr(naosd.Distillation, "step", three_steps)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(recipe("cut"), "")
+    with pytest.raises(InputError, match=r"student: was .*lr.*, is .*another out, or delete the file"):
+        pretrain(recipe("cut", "student.lr=1e-2"), "")
+    done.clear()
+    cut = pretrain(recipe("cut", "student.checkpoint_every=1"), "")
+    torch.set_flush_denormal(False)
+    assert len(done) == 2
+    for name in ("unet", "vae"):
+        assert len({next((path / name).glob("*.safetensors")).read_bytes() for path in (whole, cut)}) == 1
+    assert not list(cut.glob("student_progress*"))
+
+
 def test_held_out_photographs_are_in_no_training_set() -> None:
     config = load_pretrain_config(ROOT / "configs" / "pretrain_flux2sr_mini.yaml")
     trained = {path for photo_set in config.photos for path in photo_set.path}
