@@ -18,13 +18,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from bench_gdpo_tables import HELD_OUT_DRAWS, NAMES, SEEDS, held_out, judge, recipe
+from bench_gdpo_tables import HELD_OUT_DRAWS, SEEDS, held_out, judge, recipe
 from gdpo_loop import GDPOLoop, Judge
 
 from rl.types import F64
 
 matplotlib.use("Agg")
-OBJECTIVES = ("gdpo", "one_noise", "diffusion_dpo", "dance_grpo")
+OBJECTIVES = {"gdpo": "GDPO", "one_noise": "GDPO, one noise a group (ours)", "diffusion_dpo": "Diffusion-DPO",
+              "dance_grpo": "DanceGRPO (forced)"}  # fmt: skip
 ONE_CROP_DRAWS = 32
 FIDELITY = "advantage.detail_share=0"
 
@@ -49,7 +50,7 @@ def rows(name: str, table: F64, names: Sequence[str], every: int) -> list[str]:
     """One row per point: the mean change per seed of each metric; `table` `[seeds, points, crops, draws, metrics]`."""
     means = table.mean((2, 3)).transpose(1, 2, 0)
     return [
-        f"| {NAMES[name]} | {every * (point + 1)} | "
+        f"| {OBJECTIVES[name]} | {every * (point + 1)} | "
         + " | ".join(" ".join(f"{value:+.3f}" for value in seeds) for seeds in metrics)
         + " |"
         for point, metrics in enumerate(means[:, : len(names)])
@@ -66,11 +67,11 @@ def plot(path: Path, results: dict[str, F64], groups: int, title: str) -> None:
         x = groups * np.arange(1, psnr.shape[1] + 1)
         half = 1.96 * psnr.std(2, ddof=1) / psnr.shape[2] ** 0.5
         for seed, (mean, bar) in enumerate(zip(psnr.mean(2), half, strict=True)):
-            label = NAMES[name] if seed == 0 else None
+            label = OBJECTIVES[name] if seed == 0 else None
             axis.errorbar(x, mean, bar, fmt="o-", color=f"C{k}", capsize=2, lw=1, ms=3, label=label)
     axis.axhline(0, color="0.6", lw=1)
     axis.set(xlabel="groups of six seen", ylabel="change of PSNR(Y), dB", title=title)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--lr", default="3.0e-4")
-    parser.add_argument("--only", nargs="*", default=list(OBJECTIVES), choices=OBJECTIVES)
+    parser.add_argument("--only", nargs="*", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--figure", type=Path)
     a = parser.parse_args()
