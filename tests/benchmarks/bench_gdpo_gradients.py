@@ -1,29 +1,35 @@
-"""How much of an objective's gradient is signal, and what a step along it does to the reward; naosd mini, one crop.
+"""GDPO-SR's comparisons without an optimiser's noise: the mean gradient of 64 groups of a crop, and a step against it.
 
-    uv run python tests/benchmarks/bench_gdpo_gradients.py OUT_FOLDER [--groups 64] [--only NAME ...]
+    uv run python tests/benchmarks/bench_gdpo_gradients.py OUT_FOLDER {fidelity,recipe} [--groups 64] [--only NAME ...]
 
-No optimiser: at the start the gradients of many groups are averaged, with PSNR(Y) as the only reward.
+fidelity     PSNR(Y) is the only reward
+recipe       psnry and PIQE, the attribute-aware reward of configs/gdpo_sr_mini.yaml
 
-split-half   cosine between the means of the even and of the odd groups; 0 is noise
-at rms r     change of PSNR(Y) and LPIPS over 32 new draws, LoRA's B moved against the mean gradient to that rms
+split-half   cosine between the mean gradients of the even and of the odd groups; 0 is noise
+changes      of each score over 32 new draws of the crop when LoRA's B is moved against the mean gradient, to an rms of
+             3e-4 as one step of AdamW at the recipe's lr; Student's 95 % interval over the crops, one a seed
+
+What OUT_FOLDER holds is not repeated, so that two processes may share the work by --only.
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from bench_gdpo_curves import FIDELITY, ONE_CROP_DRAWS
-from bench_gdpo_tables import NAMES, SEEDS, judge, recipe
+from bench_gdpo_tables import NAMES, SEEDS, Judged, judge, recipe, table
 from gdpo_loop import Adapter, GDPOLoop, Judge
 
 from rl.batch_advantages import batch_advantages
 from rl.seeding import member_seeds
 from rl.types import F64, SRTask, TrainGroup
 
-VARIANTS = ("gdpo", "one_noise", "diffusion_dpo", "dance_grpo", "t_add")
+VARIANTS = {
+    "fidelity": ("gdpo", "one_noise", "diffusion_dpo", "dance_grpo", "t_add", "g4", "g8"),
+    "recipe": tuple(NAMES),
+}
 RMS = (1e-4, 3e-4, 1e-3)
 
 
@@ -61,35 +67,39 @@ def measured(court: Judge, loop: GDPOLoop, groups: int) -> F64:
     return np.concatenate([[float(a @ b / (a.norm() * b.norm()))], *changes])
 
 
-def row(name: str, table: F64, names: Sequence[str]) -> str:
-    """`table` `[seeds, 1 + len(RMS) * metrics]`: one value per seed in a cell."""
-    moves = table[:, 1:].reshape(len(table), len(RMS), len(names))
-    cells = [" ".join(f"{value:+.3f}" for value in table[:, 0])]
-    for metric in (names.index("psnry"), names.index("lpips")):
-        cells += [" ".join(f"{value:+.3f}" for value in moves[:, k, metric]) for k in range(len(RMS))]
-    return f"| {NAMES[name]} | {' | '.join(cells)} |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("reward", choices=list(VARIANTS))
     parser.add_argument("--groups", type=int, default=64)
-    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=VARIANTS)
-    arguments = parser.parse_args()
+    parser.add_argument("--only", nargs="*")
+    a = parser.parse_args()
     torch.set_num_threads(1)
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    court = judge()
-    titles = [f"{metric} at rms {size:g}" for metric in ("psnry", "lpips") for size in RMS]
-    print(f"| | split-half | {' | '.join(titles)} |\n|---|---|{'---|' * len(titles)}", flush=True)
-    for name in arguments.only:
+    a.out.mkdir(parents=True, exist_ok=True)
+    court, results = judge(), {}
+    for name in a.only or VARIANTS[a.reward]:
         rows = []
         for seed in SEEDS:
-            kept = out / f"gradient-{name}-{seed}.npy"
+            kept = a.out / f"{a.reward}-{name}-{seed}.npy"
             if not kept.is_file():
-                np.save(kept, measured(court, GDPOLoop(recipe(name, seed, 1, FIDELITY)), arguments.groups))
+                config = recipe(name, seed, 1, *([FIDELITY] if a.reward == "fidelity" else []))
+                np.save(kept, measured(court, GDPOLoop(config), a.groups))
             rows.append(np.load(kept))
-        print(row(name, np.stack(rows), court.names), flush=True)
+        results[name] = np.stack(rows)
+        print(f"{NAMES[name]}: split-half {' '.join(f'{row[0]:+.3f}' for row in rows)}", flush=True)
+    for k, size in enumerate(RMS):
+        first = 1 + k * len(court.names)
+        moves = {name: rows[:, None, first : first + len(court.names)] for name, rows in results.items()}
+        models = {NAMES[name]: Judged(np.zeros_like(move), move) for name, move in moves.items()}
+        print("\n".join(table(f"{a.reward}, change at rms {size:g}", models, court.names, base=False)))
+        if "gdpo" in moves:
+            gdpo = models.pop(NAMES["gdpo"])
+            less = {name: gdpo.against(model) for name, model in models.items()}
+            print(
+                "\n".join(
+                    table(f"{a.reward}, GDPO less each other variant at rms {size:g}", less, court.names, base=False)
+                )
+            )
 
 
 if __name__ == "__main__":
