@@ -16,6 +16,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from bench_gdpo_curves import FIDELITY, ONE_CROP_DRAWS
@@ -26,6 +27,7 @@ from rl.batch_advantages import batch_advantages
 from rl.seeding import member_seeds
 from rl.types import F64, SRTask, TrainGroup
 
+matplotlib.use("Agg")
 VARIANTS = {
     "fidelity": ("gdpo", "one_noise", "diffusion_dpo", "dance_grpo", "t_add", "g4", "g8"),
     "recipe": tuple(NAMES),
@@ -67,12 +69,31 @@ def measured(court: Judge, loop: GDPOLoop, groups: int) -> F64:
     return np.concatenate([[float(a @ b / (a.norm() * b.norm()))], *changes])
 
 
+def plot(path: Path, results: dict[str, F64], names: tuple[str, ...], title: str) -> None:
+    """Mean change of PSNR(Y) and LPIPS against the step's length, one crop a thin line."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
+    for axis, metric in zip(axes, ("psnry", "lpips"), strict=True):
+        for colour, (name, rows) in enumerate(results.items()):
+            moves = rows[:, 1:].reshape(len(rows), len(RMS), len(names))[..., names.index(metric)]
+            axis.plot(RMS, moves.T, color=f"C{colour}", lw=0.6, alpha=0.6)
+            axis.plot(RMS, moves.mean(0), "o-", color=f"C{colour}", label=NAMES[name])
+        axis.axhline(0, color="0.6", lw=1)
+        direction = "lower" if metric == "lpips" else "higher"
+        axis.set(xscale="log", xlabel="rms of LoRA's B", title=f"change of {metric} ({direction} is better)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("reward", choices=list(VARIANTS))
     parser.add_argument("--groups", type=int, default=64)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--figure", type=Path)
     a = parser.parse_args()
     torch.set_num_threads(1)
     a.out.mkdir(parents=True, exist_ok=True)
@@ -87,6 +108,10 @@ def main() -> None:
             rows.append(np.load(kept))
         results[name] = np.stack(rows)
         print(f"{NAMES[name]}: split-half {' '.join(f'{row[0]:+.3f}' for row in rows)}", flush=True)
+    if a.figure:
+        plot(
+            a.figure, results, court.names, f"A step against the mean gradient of {a.groups} groups; reward: {a.reward}"
+        )
     for k, size in enumerate(RMS):
         first = 1 + k * len(court.names)
         moves = {name: rows[:, None, first : first + len(court.names)] for name, rows in results.items()}
