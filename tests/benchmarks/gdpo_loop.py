@@ -1,5 +1,5 @@
 """GDPO-SR's objectives on one thread of control: the worker, reward servers, advantages and objective of a run, without
-Ray or DeepSpeed (their equality is a test). `bench_gdpo_tables.py` trains and judges with it."""
+Ray or DeepSpeed (their equality is a test). The `bench_gdpo_*.py` train and judge with it."""
 
 from collections.abc import Sequence
 
