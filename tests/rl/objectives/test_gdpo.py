@@ -81,14 +81,14 @@ def test_loss_and_gradient_equal_the_published_code(name: str) -> None:
 
 
 def test_at_the_reference_the_loss_is_ln_2() -> None:
-    assert float(Case(3, 6, 0.0).gdpo()[0]) == pytest.approx(math.log(2), abs=1e-12)
+    assert Case(3, 6, 0.0).gdpo()[0].item() == pytest.approx(math.log(2), abs=1e-12)
 
 
 def test_two_members_are_diffusion_dpo_at_omega_over_sqrt_2() -> None:
     case = Case(3, 2, 0.05)
     total, inside = case.gdpo()
     other, dpo_inside = dpo_loss(*case.errors(), case.advantages, OMEGA / math.sqrt(2))
-    assert float(total) == pytest.approx(float(other), rel=1e-6)
+    assert total.item() == pytest.approx(other.item(), rel=1e-6)
     torch.testing.assert_close(inside, dpo_inside, rtol=1e-6, atol=1e-9)
 
 
@@ -125,7 +125,7 @@ def test_dpo_takes_the_best_and_the_worst_member_alone() -> None:
     e_theta = torch.tensor([[0.3, 0.1, 0.4, 0.2]], requires_grad=True)
     e_ref = torch.tensor([[0.25, 0.25, 0.25, 0.25]])
     total, inside = dpo_loss(e_theta, e_ref, torch.tensor([[0.1, 1.5, -1.6, 0.0]]), 100.0)
-    assert float(inside) == pytest.approx(-50 * (-0.15 - 0.15), rel=1e-5)
+    assert inside.item() == pytest.approx(-50 * (-0.15 - 0.15), rel=1e-5)
     torch.autograd.backward(total)
     assert e_theta.grad is not None and e_theta.grad[0, [0, 3]].tolist() == [0.0, 0.0]
     # descending raises the error on the worst member and lowers it on the best
