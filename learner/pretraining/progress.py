@@ -49,7 +49,7 @@ def write(run: "Distillation", done: int) -> None:
         "trained": [p.detach() for p in _trained(run)],
         "optimizers": [run.optimizer.state_dict(), run.fake_optimizer.state_dict()],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if run.config.device == "cuda" else None,
+        "cuda": torch.cuda.get_rng_state(run.config.device) if _on_cuda(run) else None,
     }
     partial = file.with_suffix(".partial")
     torch.save(state, partial)
@@ -65,14 +65,18 @@ def restore(run: "Distillation", state: dict[str, Any]) -> int:
         optimizer.load_state_dict(kept)
     run.drawn, run.source.state = state["drawn"], state["crops"]
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and run.config.device == "cuda":
-        torch.cuda.set_rng_state(state["cuda"])
+    if state["cuda"] is not None and _on_cuda(run):
+        torch.cuda.set_rng_state(state["cuda"], run.config.device)
     done: int = state["done"]
     return done
 
 
 def _trained(run: "Distillation") -> list[torch.nn.Parameter]:
     return [p for model in (run.both, run.teacher) for p in model.parameters() if p.requires_grad]
+
+
+def _on_cuda(run: "Distillation") -> bool:
+    return torch.device(run.config.device).type == "cuda"
 
 
 def _recipe(config: NAOSDPretrain) -> str:

@@ -11,7 +11,6 @@ What OUT_FOLDER holds is not repeated; --only and --seeds share the work among p
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,14 +45,14 @@ def curve(court: Judge, loop: GDPOLoop, every: int, *, one_crop: bool) -> F64:
     return np.stack(points)
 
 
-def rows(name: str, table: F64, names: Sequence[str], every: int) -> list[str]:
+def rows(name: str, table: F64, every: int) -> list[str]:
     """One row per point: the mean change per seed of each metric; `table` `[seeds, points, crops, draws, metrics]`."""
     means = table.mean((2, 3)).transpose(1, 2, 0)
     return [
         f"| {OBJECTIVES[name]} | {every * (point + 1)} | "
         + " | ".join(" ".join(f"{value:+.3f}" for value in seeds) for seeds in metrics)
         + " |"
-        for point, metrics in enumerate(means[:, : len(names)])
+        for point, metrics in enumerate(means)
     ]
 
 
@@ -100,7 +99,7 @@ def main() -> None:
                 loop = GDPOLoop(recipe(name, seed, a.steps, *changes))
                 np.save(kept, curve(court, loop, a.every, one_crop=one_crop))
         results[name] = np.stack([np.load(a.out / f"{a.on}-{name}-{seed}.npy") for seed in a.seeds])
-        print("\n".join(rows(name, results[name], court.names, a.every)), flush=True)
+        print("\n".join(rows(name, results[name], a.every)), flush=True)
     if a.figure:
         plot(a.figure, results, a.every * recipe("gdpo", 0, 1).train.groups_per_step, f"{a.on}, lr {a.lr}")
 

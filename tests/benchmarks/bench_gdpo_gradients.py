@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("reward", choices=list(VARIANTS))
     parser.add_argument("--groups", type=int, default=64)
-    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--only", nargs="*", choices=list(NAMES))
     parser.add_argument("--figure", type=Path)
     a = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,15 +116,12 @@ def main() -> None:
         first = 1 + k * len(court.names)
         moves = {name: rows[:, None, first : first + len(court.names)] for name, rows in results.items()}
         models = {NAMES[name]: Judged(np.zeros_like(move), move) for name, move in moves.items()}
-        print("\n".join(table(f"{a.reward}, change at rms {size:g}", models, court.names, base=False)))
+        lines = table(f"{a.reward}, change at rms {size:g}", models, court.names, base=False)
         if "gdpo" in moves:
             gdpo = models.pop(NAMES["gdpo"])
             less = {name: gdpo.against(model) for name, model in models.items()}
-            print(
-                "\n".join(
-                    table(f"{a.reward}, GDPO less each other variant at rms {size:g}", less, court.names, base=False)
-                )
-            )
+            lines += table(f"{a.reward}, GDPO less each other variant at rms {size:g}", less, court.names, base=False)
+        print("\n".join(lines))
 
 
 if __name__ == "__main__":
