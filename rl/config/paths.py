@@ -4,13 +4,8 @@ from pathlib import Path
 
 from rl.config.data import SKIMAGE, DataConfig
 from rl.config.policy import PolicyConfig
-from rl.config.reward import RewardConfig
 from rl.config.run import RunConfig
-from rl.config.tagger import TaggerConfig
 from rl.policies.folders import preset_folder
-
-WEIGHTS_OPTION = "pretrained_model_path"
-"""The option of pyiqa's metrics that names a local file."""
 
 
 def absolute(config: RunConfig, root: Path) -> RunConfig:
@@ -21,7 +16,7 @@ def absolute(config: RunConfig, root: Path) -> RunConfig:
         update={
             "data": _data(config.data, root),
             "policy": _policy(config.policy, root),
-            "rewards": [_reward(reward, root) for reward in config.rewards],
+            "rewards": [reward.absolute(root) for reward in config.rewards],
             "eval": config.eval.model_copy(update={"data": held_out}),
         }
     )
@@ -47,14 +42,9 @@ def _data(data: DataConfig, root: Path) -> DataConfig:
         "path": paths,
         "hr_path": _optional(data.hr_path, root),
         "prompt_path": _optional(data.prompt_path, root),
-        "tagger": None if data.tagger is None else _tagger(data.tagger, root),
+        "tagger": None if data.tagger is None else data.tagger.absolute(root),
     }
     return data.model_copy(update=update)
-
-
-def _tagger(tagger: TaggerConfig, root: Path) -> TaggerConfig:
-    update = {name: _optional(getattr(tagger, name), root) for name in ("path", "tags", "file")}
-    return tagger.model_copy(update=update)
 
 
 def _policy(policy: PolicyConfig, root: Path) -> PolicyConfig:
@@ -68,9 +58,3 @@ def _policy(policy: PolicyConfig, root: Path) -> PolicyConfig:
             "lora": lora,
         }
     )
-
-
-def _reward(reward: RewardConfig, root: Path) -> RewardConfig:
-    weights = reward.options.get(WEIGHTS_OPTION)
-    options = {WEIGHTS_OPTION: _if_there(weights, root)} if isinstance(weights, str) else {}
-    return reward.model_copy(update={"file": _optional(reward.file, root), "options": {**reward.options, **options}})
