@@ -133,3 +133,8 @@ def groups_at_fault(error: RayError | DeadlineError | ServerError, ordinals: Seq
     inner = cause(error)
     named = set(inner.ordinals) & set(ordinals) if isinstance(inner, ServerError) else set()
     return named or set(ordinals)
+
+
+def idle_share(busy_s: float, available_s: float) -> float:
+    """Work that began before the step counts to the step in which it ended, hence the clamp."""
+    return min(1.0, max(0.0, 1.0 - busy_s / available_s))

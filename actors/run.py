@@ -16,7 +16,6 @@ from actors.finish import finish
 from actors.launch import Cluster, spawn, start_ray
 from actors.monitor import Monitor
 from rl.config.load import dump_config
-from rl.config.paths import absolute
 from rl.config.run import RunConfig
 from rl.errors import RunFailed
 
@@ -27,7 +26,7 @@ def run(config: RunConfig, *, resume: bool) -> Outcome:
     Raises:
         RunFailed: an actor or a wait for one failed for good; the message says how to go on.
     """
-    config = absolute(config, Path.cwd())
+    config = config.absolute(Path.cwd())
     run_dir = Path(config.run.dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How far the student stage is, on disk: the command that was interrupted, given again, goes on from there."""
+"""How far the student stage is, on disk: the command that was interrupted, given again, resumes from there."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FILE = "student_progress.pt"
 FREE = {"out": True, "device": True, "threads": True, "held_out": True, "sampler_steps": True}
-"""Fields that may differ when a stage goes on; so may `student.checkpoint_every`."""
+"""Fields that may differ when a stage resumes; so may `student.checkpoint_every`."""
 
 
 def read(config: NAOSDPretrain) -> dict[str, Any] | None:
@@ -57,7 +57,7 @@ def write(run: "Distillation", done: int) -> None:
 
 
 @torch.no_grad()
-def restore(run: "Distillation", state: dict[str, Any]) -> int:
+def resume(run: "Distillation", state: dict[str, Any]) -> int:
     """Bring `run` to where `write` was called; returns the number of steps that are done."""
     for parameter, value in zip(_trained(run), state["trained"], strict=True):
         parameter.copy_(value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rl.config.data import DataConfig
+from rl.config.data import DataSection, PairedData, PhotoData
 from rl.data.degradation import degrade
 from rl.data.photos import IMAGE_SUFFIXES, Photos, list_images, load_photos
 from rl.data.prompts import load_prompts
@@ -21,11 +21,11 @@ class TaskSource:
     Every epoch visits every image once, in an order of its own.
     """
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    def __init__(self, config: DataSection, seed: int) -> None:
         self.config = config
         self.seed = seed
         photos = load_photos(config.path)
-        side = config.crop if config.kind == "hr" else config.crop // config.scale
+        side = config.source_side
         self._sizes = {name: photos.size(name) for name in photos}
         small = [
             f"{name} ({width}x{height})" for name, (height, width) in self._sizes.items() if min(height, width) < side
@@ -36,12 +36,12 @@ class TaskSource:
             )
         self.names = tuple(photos)
         self._photos = photos
-        self._hr = self._pairs() if config.kind == "paired" else Photos({})
+        self._hr = self._pairs(config.hr_path) if isinstance(config, PairedData) else Photos({})
         self._prompts = load_prompts(config, self.names)
 
-    def _pairs(self) -> Photos:
+    def _pairs(self, hr_path: str) -> Photos:
         """The HR image of every LR image, `scale` times as large."""
-        folder = Path(self.config.hr_path or "").expanduser()
+        folder = Path(hr_path).expanduser()
         files = {path.stem: path for path in list_images(folder)}
         missing = [name for name in self.names if name not in files]
         if missing:
@@ -61,8 +61,7 @@ class TaskSource:
         name = self.names[_order(self.seed, epoch, len(self.names))[position]]
         rng = np.random.default_rng(derive_seed(self.seed, "crop", ordinal))
         photo = self._photos[name]
-        scale = self.config.scale
-        side = self.config.crop if self.config.kind == "hr" else self.config.crop // scale
+        side = self.config.source_side
         y = int(rng.integers(0, photo.shape[0] - side + 1))
         x = int(rng.integers(0, photo.shape[1] - side + 1))
         crop = photo[y : y + side, x : x + side]
@@ -71,12 +70,12 @@ class TaskSource:
 
     def _make(self, ordinal: int, lr_id: str, name: str, crop: U8, at: tuple[int, int], seed: int) -> SRTask:
         scale = self.config.scale
-        if self.config.kind == "hr":
+        if isinstance(self.config, PhotoData):
             hr: U8 | None = np.ascontiguousarray(crop)
             lr = degrade(np.ascontiguousarray(crop), scale=scale, recipe=self.config.recipe, seed=seed)
         else:
             lr, hr = crop, None
-            if self.config.kind == "paired":
+            if isinstance(self.config, PairedData):
                 y, x = (side * scale for side in at)
                 hr = self._hr[name][y : y + self.config.crop, x : x + self.config.crop]
         return SRTask(ordinal, lr_id, _chw(lr), None if hr is None else _chw(hr), scale, self.seed, self._prompts[name])
@@ -84,7 +83,7 @@ class TaskSource:
     def grid(self, count: int) -> list[SRTask]:
         """`count` tasks spread evenly over a non-overlapping grid of crops of all images, the same in every run:
         the held-out set of an evaluation."""
-        side = self.config.crop if self.config.kind == "hr" else self.config.crop // self.config.scale
+        side = self.config.source_side
         cells = [
             (name, y, x)
             for name in self.names
