@@ -119,8 +119,8 @@ class Controller:
     async def _one_step(
         self, due: list[asyncio.Task[ScoredGroup]], later: list[asyncio.Task[ScoredGroup]], parts: "_Parts"
     ) -> None:
-        """Wait for this step's groups, train, push. Its groups are held by nothing when it returns: at real size they are
-        gigabytes of the object store."""
+        """Wait for this step's groups, train, push. Its groups are held by nothing when it returns: at real size they
+        are gigabytes of the object store."""
         watch = Stopwatch()
         groups = await _all(due, later)
         report, batch = await self._train(groups)

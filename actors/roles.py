@@ -132,8 +132,8 @@ class LearnerActor:
         return self.learner
 
     def train(self, advantages: Sequence[F64], *carriers: SRTask | RolloutGroup) -> "TrainReport":
-        """Tasks first, then their groups; Ray resolves top-level references only, hence the flat arguments. One `[G]` of advantages
-        per group, or of which its pairs are chosen."""
+        """Tasks first, then their groups; Ray resolves top-level references only, hence the flat arguments. One `[G]`
+        of advantages per group, or of which its pairs are chosen."""
         from rl.preferences import train_item
 
         learner = self._ready()

@@ -114,9 +114,9 @@ def attribute_aware(
 ) -> AdvantageBatch:
     """GDPO-SR's ARF, equations 7 and 8: smooth images listen to fidelity rewards, detailed ones to perceptual rewards.
 
-    scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 - rho_d
-    (`rl.data.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: the paper has PSNR on Y),
-    False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
+    scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 -
+    rho_d (`rl.data.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: the paper has
+    PSNR on Y), False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
 
         s~_k = (S_k - min_group S_k) / (max_group S_k - min_group S_k)     0 for the whole group under the floor
         R    = rho_s mean_FR(s~) + rho_d mean_NR(s~)                       means weighted with w_k inside each set

@@ -60,8 +60,8 @@ class RolloutWorker:
         )
         if torch.equal(one, other):
             raise CanaryError(
-                f"policy '{self.config.policy.type}': another LR image does not change the output; the condition does not "
-                "reach the model"
+                f"policy '{self.config.policy.type}': another LR image does not change the output; the condition does "
+                "not reach the model"
             )
 
     @property
@@ -104,13 +104,13 @@ class RolloutWorker:
     ) -> tuple[RolloutReceipt, RolloutGroup]:
         """Sample one candidate per seed: make the condition once, denoise as one batch (or micro-batches), decode.
 
-        `training`: with the run's sampler and, where the objective says so, with the reference or a recorded trajectory.
-        Else with the evaluation's sampler and the installed adapter.
+        `training`: with the run's sampler and, where the objective says so, with the reference or a recorded
+        trajectory. Else with the evaluation's sampler and the installed adapter.
         """
         if self._installed is None:
             raise SnapshotRefused("this worker holds no verified adapter; push one before sampling")
         started = time.perf_counter()
-        condition: Condition = self.policy.condition(task.lr, task.scale, task.prompt)
+        condition: Condition = self.policy.condition_of(task)
         size = self.config.rollout.micro_batch or len(seeds)
         parts = [slice(i, i + size) for i in range(0, len(seeds), size)]
         if training:

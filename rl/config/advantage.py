@@ -22,8 +22,8 @@ class AdvantageSection(Section):
 
     aggregation: str
     std_floor: float = Field(1e-3, ge=0)
-    """A reward whose group standard deviation is under `std_floor * reward.scale` has no say in that group (advantage 0),
-    so that float noise is not blown up to full weight. The value is ours."""
+    """A reward whose group standard deviation is under `std_floor * reward.scale` has no say in that group (advantage
+    0), so that float noise is not blown up to full weight. The value is ours."""
     eps: float = Field(1e-4, ge=0)
 
     def advantages(
@@ -71,8 +71,8 @@ class ScalarisedSection(AdvantageSection):
 
 
 class AttributeAwareSection(AdvantageSection):
-    """GDPO-SR: in-group min-max, fidelity rewards weighted by the image's smooth share and perceptual ones by its detailed
-    share, group z-score."""
+    """GDPO-SR: in-group min-max, fidelity rewards weighted by the image's smooth share and perceptual ones by its
+    detailed share, group z-score."""
 
     needs_attributes = True
 

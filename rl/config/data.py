@@ -1,6 +1,5 @@
 """Where images come from and how LR images are made of HR images."""
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -122,6 +121,11 @@ class DataSection(PromptSection):
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32)
     """Side of the HR crop in pixels; the LR crop is `crop / scale`."""
+    flip: bool = False
+    """Mirror every other image, by chance (GDPO-SR's training)."""
+    enlargement: Literal["bicubic", "random"] = "bicubic"
+    """How the policy enlarges the LR image: bicubically, or by bicubic, bilinear or area, drawn for each image
+    (GDPO-SR's training)."""
     tagger: TaggerConfig | None = None
     """Writes each image's prompt from what it sees there, instead of `prompt` and `prompt_path`."""
 

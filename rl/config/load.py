@@ -1,4 +1,5 @@
-"""YAML plus dotted overrides in, a checked recipe of the `kind` that it names out; every mistake is one readable line."""
+"""YAML plus dotted overrides in, a checked recipe of the `kind` that it names out; every mistake is one readable
+line."""
 
 import difflib
 from collections.abc import Callable, Sequence

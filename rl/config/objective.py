@@ -71,8 +71,8 @@ class ObjectiveSection(Section):
 
     @property
     def update_order(self) -> Order:
-        """How micro-batches are shared out among the updates of a batch. `timesteps`: each update sees every group at some
-        of its slots; `samples`: each sees some of the members at all of them."""
+        """How micro-batches are shared out among the updates of a batch. `timesteps`: each update sees every group at
+        some of its slots; `samples`: each sees some of the members at all of them."""
         return "timesteps"
 
     def slots(self, sampler: "SamplerSection") -> int:
@@ -135,8 +135,8 @@ class NFTSection(ObjectiveSection):
             )
         if self.slots(sampler) < 1:
             raise ValueError(
-                f"objective.timestep_fraction {self.timestep_fraction} of {sampler.steps_taken} sampler steps leaves no "
-                "timestep to train on; raise one of them"
+                f"objective.timestep_fraction {self.timestep_fraction} of {sampler.steps_taken} sampler steps leaves "
+                "no timestep to train on; raise one of them"
             )
 
 
@@ -239,8 +239,8 @@ class GRPOSection(ObjectiveSection):
                 "rollout.sampler={solver: gaussian, std: 0.1}"
             )
         raise ValueError(
-            f"objective '{self.type}' needs a stochastic sampler, got rollout.sampler.solver '{sampler.solver}': an ODE "
-            "has no likelihood; write rollout.sampler.solver=sde"
+            f"objective '{self.type}' needs a stochastic sampler, got rollout.sampler.solver '{sampler.solver}': an "
+            "ODE has no likelihood; write rollout.sampler.solver=sde"
         )
 
 

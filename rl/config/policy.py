@@ -129,7 +129,8 @@ class PolicySection(Section):
         return has_encoder and not self.prompt_file(folder).is_file()
 
     def check(self) -> None:
-        """Refuse, by `InputError`, what the files of the policy contradict. Torch-free; called before anything starts."""
+        """Refuse, by `InputError`, what the files of the policy contradict. Torch-free; called before anything
+        starts."""
         self.folder()
 
     def check_prompts(self, where: str, data: "DataSection") -> None:

@@ -19,8 +19,8 @@ SCHEMA_VERSION = 2
 MOVED = (
     "kind: online is new at the root; rollout.sampler.shift is policy.shift; rollout.sampler.sde is read by solver sde "
     "alone; rollout.sampler.sde.one_step_std is rollout.sampler={solver: gaussian, std: ...}; rollout.vary and "
-    "rollout.t_add_range are rollout.sampler={solver: one_step, t_add_range: ...}; data.hr_path belongs to kind paired, "
-    "data.degradation to kind hr"
+    "rollout.t_add_range are rollout.sampler={solver: one_step, t_add_range: ...}; data.hr_path belongs to kind "
+    "paired, data.degradation to kind hr"
 )
 """What schema version 1 had elsewhere."""
 
@@ -133,13 +133,13 @@ class RunConfig(Section):
             )
         if self.sampler.likelihood and not self.objective.likelihood:
             raise ValueError(
-                f"rollout.sampler.solver '{self.sampler.solver}' is read only by objectives that need a likelihood, got "
-                f"'{self.objective.type}'; write rollout.sampler.solver={self.policy.solvers[0]}"
+                f"rollout.sampler.solver '{self.sampler.solver}' is read only by objectives that need a likelihood, "
+                f"got '{self.objective.type}'; write rollout.sampler.solver={self.policy.solvers[0]}"
             )
         if getattr(self.sampler, "t_add_range", None) is not None and not self.objective.varied_levels:
             raise ValueError(
-                f"rollout.sampler.t_add_range makes groups by t_add, which objective '{self.objective.type}' cannot train; "
-                "write objective.type=gdpo, or remove it"
+                f"rollout.sampler.t_add_range makes groups by t_add, which objective '{self.objective.type}' cannot "
+                "train; write objective.type=gdpo, or remove it"
             )
 
     def _check_size(self) -> None:

@@ -1,6 +1,7 @@
 """Algorithms, one file each: formulas as pure functions, then the module that makes micro-batches and the loss.
 
-Adding one: its file, its section with its declaration and one line in `rl.config.objective.OBJECTIVES`, a recipe, tests.
+Adding one: its file, its section with its declaration and one line in `rl.config.objective.OBJECTIVES`, a recipe,
+tests.
 """
 
 from typing import TYPE_CHECKING

@@ -40,7 +40,7 @@ class DiffusionDPOObjective(PreferenceObjective):
         coefficients = torch.tensor([0.5 * self._config.beta, -0.5 * self._config.beta], device=self.device)
         for _ in range(self._config.draws):
             for item, generator in zip(pairs, generators, strict=True):
-                condition = self.policy.condition(item.task.lr, item.task.scale, item.task.prompt)
+                condition = self.policy.condition_of(item.task)
                 for winner, loser, weight in zip(item.winners, item.losers, item.weights, strict=True):
                     z = self.policy.encode_hr(item.group.images[[winner, loser]]).float()
                     eps = torch.randn((1, *z.shape[1:]), generator=generator).expand(z.shape).to(self.device)

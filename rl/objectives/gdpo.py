@@ -1,6 +1,7 @@
 """GDPO, the group direct preference objective of GDPO-SR (arXiv 2603.16769).
 
-    L = -log sigmoid( -omega/2 sum_i A_i d_i )           i over the G members of a group, d_i in rl.objectives.preference
+    L = -log sigmoid( -omega/2 sum_i A_i d_i )           i over the G members of a group, d_i in
+    rl.objectives.preference
 
 The published code has omega = 5000 with the factor 1/2, and sums over the group without dividing by G. At policy =
 reference inside is 0 and L = ln 2. With G = 2 the advantages are +-1/sqrt(2), so GDPO is Diffusion-DPO at
@@ -54,8 +55,7 @@ class GDPOObjective(PreferenceObjective):
                 )  # fmt: skip
 
     def _encoded(self, item: TrainGroup) -> tuple[object, Tensor, Tensor]:
-        task = item.task
         z = self.policy.encode_hr(np.asarray(item.group.images)).float()
         advantages = torch.from_numpy(np.array(item.advantages)).float().to(self.device)
-        condition = self.policy.condition(task.lr, task.scale, task.prompt)
+        condition = self.policy.condition_of(item.task)
         return condition, z, gdpo_coefficients(advantages, self._config.omega)
