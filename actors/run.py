@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
 from actors.controller import Controller, Outcome
-from actors.failures import reason
+from actors.deadline import reason
 from actors.finish import finish
 from actors.launch import Cluster, spawn, start_ray
 from actors.monitor import Monitor

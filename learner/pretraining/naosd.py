@@ -111,7 +111,7 @@ class Distillation:
         recent: list[list[float]] = []
         done = 0
         if interrupted is not None:
-            done = progress.resume(self, interrupted)
+            done = self.resume(interrupted)
             log(f"student: resumes after step {done} of {stage.steps}")
         for step in range(done, stage.steps):
             set_lr(self.optimizer, stage.lr * cosine(step, stage.steps, floor=stage.floor, warmup=stage.warmup_steps))
@@ -120,8 +120,40 @@ class Distillation:
                 shown = ", ".join(f"{v:.4f}" for v in np.mean(recent, axis=0))
                 log(f"student {step + 1}/{stage.steps}: pixel, LPIPS, VSD, fake {shown}")
             if (step + 1) % stage.checkpoint_every == 0:
-                progress.write(self, step + 1)
+                progress.write(self.config, self.state(step + 1))
         self.both.requires_grad_(False).eval()
+
+    def state(self, done: int) -> dict[str, Any]:
+        """Everything that step `done` (from 0) depends on."""
+        return {
+            "done": done,
+            "drawn": self.drawn,
+            "crops": self.source.state,
+            "trained": [parameter.detach() for parameter in self._trained()],
+            "optimizers": [self.optimizer.state_dict(), self.fake_optimizer.state_dict()],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.config.device) if self._on_cuda() else None,
+        }
+
+    @torch.no_grad()
+    def resume(self, state: dict[str, Any]) -> int:
+        """Take over what `state` gave; returns the number of steps that are done."""
+        for parameter, value in zip(self._trained(), state["trained"], strict=True):
+            parameter.copy_(value)
+        for optimizer, kept in zip((self.optimizer, self.fake_optimizer), state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.drawn, self.source.state = state["drawn"], state["crops"]
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and self._on_cuda():
+            torch.cuda.set_rng_state(state["cuda"], self.config.device)
+        done: int = state["done"]
+        return done
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for model in (self.both, self.teacher) for p in model.parameters() if p.requires_grad]
+
+    def _on_cuda(self) -> bool:
+        return torch.device(self.config.device).type == "cuda"
 
     def step(self) -> list[float]:
         """One optimiser step of each; the mean losses of its batches."""
