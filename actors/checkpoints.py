@@ -25,7 +25,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 class Checkpoints:
-    """Saves and restores the learner together with the ledger."""
+    """Saves and loads the learner together with the ledger."""
 
     def __init__(self, folder: Path, config: CheckpointSection) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Checkpoints:
         return final
 
     async def load(self, learners: Sequence[Any], deadline_s: float) -> tuple[int, Ledger]:
-        """Restore the newest checkpoint; returns the number of finished steps and the ledger."""
+        """Load the newest checkpoint; returns the number of finished steps and the ledger."""
         newest = newest_checkpoint(self.folder)
         if newest is None:
             raise MissingInput(f"{self.folder}: no checkpoint to resume from; run without --resume")

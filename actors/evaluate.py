@@ -44,12 +44,14 @@ class Evaluator:
         self._sync = sync
         self._tagger = tagger
         self._start: dict[str, float] = {}
-        data = config.eval.data
-        self._tasks = [] if data is None else TaskSource(data, 0).grid(config.eval.crops)
+        held_out = config.eval
+        self._every = held_out.every if held_out else 0
+        self._samples = held_out.samples if held_out else 0
+        self._tasks = TaskSource(held_out.data, 0).grid(held_out.crops) if held_out else []
 
     def due(self, step: int) -> bool:
         """Is there an evaluation after `step` steps?"""
-        return bool(self._tasks) and self._config.eval.every > 0 and step % self._config.eval.every == 0
+        return bool(self._tasks) and self._every > 0 and step % self._every == 0
 
     async def run(self, phase: Phase, step: int) -> dict[str, float]:
         """Evaluate; returns the metrics. The workers hold the EMA afterwards: push the behaviour adapter again."""
@@ -71,9 +73,9 @@ class Evaluator:
             self._tasks = [task for task, _ in await asyncio.gather(*map(tagger.prompted, self._tasks))]
 
     async def _crop(self, task: SRTask, phase: Phase, version: int) -> tuple[list[EvalRecord], RolloutGroup | None]:
-        seeds = eval_seeds(task.lr_id, self._config.eval.samples)
+        seeds = eval_seeds(task.lr_id, self._samples)
         task_ref = ray.put(task)
-        receipt, group_ref = await self._lanes.rollout(task_ref, seeds)
+        receipt, group_ref = await self._lanes.rollout(task_ref, seeds, training=False)
         table = await score_group(self._pools, task.ordinal, task_ref, group_ref)
         photo = task.lr_id.partition("@")[0]
         records = [

@@ -6,7 +6,7 @@ import numpy as np
 
 from actors.deadline import get_within
 from actors.launch import Cluster
-from actors.learner_worker import Published
+from actors.roles import Published
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.records import EVAL_FILE, changes, read_eval
@@ -23,11 +23,12 @@ def finish(config: RunConfig, run_dir: Path, cluster: Cluster, step: int) -> Non
     call = cluster.learners[0].publish.remote(ema=True)
     published: Published = get_within(call, deadline_s, "export: learner.publish", "learner.deadline_s")
     snapshot: LoraSnapshot = get_within(published.ref, deadline_s, "export: the adapter", "learner.deadline_s")
+    # the adapter first: what is judged of it may not be there, or may not be comparable
+    export_lora(run_dir / "lora", snapshot, config, step=step, rewards=())
     evaluated = run_dir / EVAL_FILE
-    rewards = changes(read_eval(evaluated)) if evaluated.exists() else ()
-    export_lora(run_dir / "lora", snapshot, config, step=step, rewards=rewards)
-    if config.eval.data is not None:
-        draw_before_after(config, run_dir)
+    if evaluated.exists():
+        export_lora(run_dir / "lora", snapshot, config, step=step, rewards=changes(read_eval(evaluated)))
+    draw_before_after(config, run_dir)
     if (run_dir / METRICS_FILE).exists():
         print(f"report: {write_report(run_dir)}", flush=True)
 
@@ -35,7 +36,7 @@ def finish(config: RunConfig, run_dir: Path, cluster: Cluster, step: int) -> Non
 def draw_before_after(config: RunConfig, run_dir: Path) -> Path | None:
     """LR, bicubic, before, after, HR of the crops whose pixels the evaluations kept; None without an `end`."""
     start, ends = run_dir / "eval" / "start-000000.npz", sorted((run_dir / "eval").glob("end-*.npz"))
-    if config.eval.data is None or not start.exists() or not ends:
+    if config.eval is None or not start.exists() or not ends:
         return None
     tasks = {task.lr_id: task for task in TaskSource(config.eval.data, 0).grid(config.eval.crops)}
     rows = []

@@ -10,12 +10,12 @@ import ray
 
 from actors.deadline import within
 from actors.ledger import Ledger
-from actors.pool import GroupFailed, Pool
+from actors.pool import GroupFailed, Pool, idle_share
 from actors.scoring import RewardPool, score_group
 from actors.tagging import TaggerPool
-from rl.config.objective import SampledWith
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
+from rl.metrics import Key, Value
 from rl.seeding import member_seeds
 from rl.types import RewardTable, RolloutReceipt, SRTask
 
@@ -44,6 +44,20 @@ class LaneClock:
     dropped: int = 0
     failed: Counter[Pool[Any]] = field(default_factory=Counter)
     """Groups dropped because of a pool."""
+
+    def values(self, *, available_s: float, has_tagger: bool) -> dict[str, Value]:
+        """Under the keys of the metrics table; `available_s` is the time that all workers had."""
+        tags: dict[str, Value] = {}
+        if has_tagger:
+            failed = sum(count for pool, count in self.failed.items() if isinstance(pool, TaggerPool))
+            tags = {Key.TIME_TAG: self.tag_s, Key.TAGGER_FAILED: float(failed)}
+        return {
+            Key.TIME_SAMPLE: self.sample_s,
+            Key.TIME_SCORE: self.score_s,
+            Key.GROUP_DROPPED: float(self.dropped),
+            Key.IDLE_ROLLOUT: idle_share(self.sample_s, available_s),
+            **tags,
+        }
 
 
 class Versions:
@@ -111,7 +125,7 @@ class Sampling:
             task, tag_s = await self._tagger.prompted(task)
         task_ref = ray.put(task)
         seeds = member_seeds(self._config.seed, ordinal, self._config.rollout.group_size)
-        receipt, group_ref = await self.rollout(task_ref, seeds, self._config.objective.sampled_with)
+        receipt, group_ref = await self.rollout(task_ref, seeds)
         table = await score_group(self._pools, ordinal, task_ref, group_ref)
         self.clock.tag_s += tag_s
         self.clock.sample_s += receipt.sample_s
@@ -119,12 +133,13 @@ class Sampling:
         return ScoredGroup(task, task_ref, group_ref, receipt, table)
 
     async def rollout(
-        self, task_ref: Any, seeds: tuple[int, ...], sampled_with: SampledWith = "policy"
+        self, task_ref: Any, seeds: tuple[int, ...], *, training: bool = True
     ) -> tuple[RolloutReceipt, Any]:
         """Sample on the first free worker."""
         worker = await self._free.get()
         try:
-            receipt_ref, group_ref = worker.rollout.options(num_returns=2).remote(task_ref, seeds, sampled_with)
+            call = worker.rollout.options(num_returns=2)
+            receipt_ref, group_ref = call.remote(task_ref, seeds, training=training)
             receipt: RolloutReceipt = await within(
                 receipt_ref, self._config.rollout.deadline_s, "rollout of one group", "rollout.deadline_s"
             )

@@ -58,15 +58,26 @@ def spawn(config: RunConfig) -> Cluster:
     master = get_within(learners[0].address.remote(), deadline_s, "start of the learner", "learner.deadline_s")
     started = [learner.start.remote(config, master) for learner in learners]
     servers = [server for pool in (*rewards.values(), *taggers.values()) for server in pool]
-    ready = [actor.ready.remote() for actor in (*workers, *servers)]
-    get_within([*started, *ready], deadline_s, "start of all processes", "learner.deadline_s")
+    sampling = [worker.ready.remote() for worker in workers]
+    ready = [server.ready.remote() for server in servers]
+    answers = get_within([*started, *sampling, *ready], deadline_s, "start of all processes", "learner.deadline_s")
+    _refuse_two_references(answers[: len(started) + len(sampling)])
     return Cluster(workers, rewards, learners, taggers)
+
+
+def _refuse_two_references(digests: list[str | None]) -> None:
+    """Sampling and losses compare with one reference; a file that differs between machines would make it two."""
+    if len(set(digests)) > 1:
+        raise RuntimeError(
+            f"policy.reference: learner ranks and rollout workers hold different adapters, digests {digests}; copy the "
+            "same file to every machine"
+        )
 
 
 def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
     import ray
 
-    from actors.rollout_worker import RolloutActor
+    from actors.roles import RolloutActor
 
     remote = ray.remote(RolloutActor)
     cpus, gpus = config.rollout.cpus_per_worker, config.rollout.gpus_per_worker
@@ -75,13 +86,13 @@ def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
 
 
 def _spawn_reward(config: RewardConfig) -> Any:
-    from actors.reward_server import RewardActor
+    from actors.roles import RewardActor
 
     return _server(RewardActor, config).remote(config)
 
 
 def _spawn_tagger(where: str, config: TaggerConfig) -> Any:
-    from actors.tagger_server import TaggerActor
+    from actors.roles import TaggerActor
 
     return _server(TaggerActor, config).remote(where, config)
 
@@ -99,7 +110,7 @@ def _server(actor: type, config: ServerSection) -> Any:
 def _spawn_learner(config: RunConfig, rank: int) -> Any:
     import ray
 
-    from actors.learner_worker import LearnerActor
+    from actors.roles import LearnerActor
 
     remote = ray.remote(LearnerActor)
     cpus, gpus = config.learner.cpus_per_rank, config.learner.gpus_per_rank

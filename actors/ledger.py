@@ -1,7 +1,8 @@
 """Which groups were issued, and what became of them: no LR image is skipped, none is trained twice."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -37,17 +38,16 @@ class Ledger:
             self.pending.remove(ordinal)
         self.trained += len(ordinals)
 
-    def to_json(self) -> str:
+    def to_json(self) -> dict[str, object]:
         """State after a finished step; what is pending will be issued again."""
-        state = {
+        return {
             "next_ordinal": self.next_ordinal,
             "unissued": sorted(self.pending + self.unissued),
             "trained": self.trained,
             "dropped": self.dropped,
         }
-        return json.dumps(state)
 
     @classmethod
-    def from_json(cls, text: str) -> "Ledger":
+    def from_json(cls, state: Mapping[str, Any]) -> "Ledger":
         """Continue from `to_json`."""
-        return cls(**json.loads(text))
+        return cls(**state)

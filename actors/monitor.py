@@ -57,10 +57,6 @@ class Monitor:
         if self._console is not None:
             self._console.show(metrics)
 
-    def samples_due(self, step: int) -> bool:
-        """Whether the configuration asks for a sample sheet at this step."""
-        return step % self._config.sample_every == 0
-
     def log_samples(self, step: int, sheet: Path, rows: Sequence[SampleRow]) -> None:
         """Send a written sheet and its group to W&B; without W&B the PNG and its JSON on disk are all there is."""
         if self._wandb is None:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from rl.config.data import SKIMAGE
+from rl.policies.folders import policy_folder
+
+from rl.config.base import SKIMAGE
 from rl.config.objective import NFTConfig
 from rl.config.policy import LORA_TARGETS
 from rl.config.run import ONE_STEP_POLICIES, RunConfig
-from rl.policies.folders import policy_folder
 
 Row = tuple[str, str]
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rl.config.data import SKIMAGE
+from rl.config.base import SKIMAGE
 from rl.config.pretrain import FlowPretrain, NAOSDPretrain, StudentStage
 
 Row = tuple[str, str]

@@ -6,9 +6,9 @@ from typing import ParamSpec
 
 from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
 from rewards import check_reward, check_tagger
-from rl.config.data import DataConfig
+from rl.config.data import DataSection
 from rl.config.load import ConfigError
-from rl.config.policy import PolicyConfig
+from rl.config.policy import PolicySection, reference_file
 from rl.config.run import RunConfig
 from rl.data.photos import check_sources
 from rl.metrics import METRICS_FILE
@@ -19,16 +19,16 @@ _P = ParamSpec("_P")
 def preflight(config: RunConfig, *, resume: bool) -> None:
     """Raise `ConfigError` with every problem found, one line each."""
     problems: list[str] = []
-    checks = [("data", config.data)] + ([("eval.data", config.eval.data)] if config.eval.data else [])
+    checks = [("data", config.data)] + ([("eval.data", config.eval.data)] if config.eval else [])
     for where, data in checks:
         problems += _try(_check_data, where, data)
-        problems += _try(_check_prompts, where, data, config.policy)
+        problems += _try(config.policy.check_prompts, where, data)
         if data.tagger is not None:
             problems += _try(check_tagger, where, data.tagger)
         for reward in config.rewards:
             problems += _try(check_reward, reward, has_hr=data.has_hr, sr_side=data.crop)
     problems += _try(_check_run_dir, Path(config.run.dir), resume=resume)
-    problems += _try(_check_policy, config)
+    problems += _try(_check_policy, config.policy)
     if problems:
         raise ConfigError("\n".join(["this run cannot start:", *dict.fromkeys(problems)]))
 
@@ -41,24 +41,11 @@ def _try(check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> list
     return []
 
 
-def _check_data(where: str, data: DataConfig) -> None:
+def _check_data(where: str, data: DataSection) -> None:
     try:
-        check_sources(data.path + ([data.hr_path] if data.hr_path else []))
+        check_sources(data.path)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{where}.path: {error}") from error
-
-
-def _check_prompts(where: str, data: DataConfig, policy: PolicyConfig) -> None:
-    """A policy with one cached embedding has nothing that could read a prompt."""
-    from rl.policies.folders import WITH_TEXT_ENCODER, preset_folder, prompt_file
-
-    file = prompt_file(preset_folder(policy) or Path(policy.path).expanduser(), policy)
-    given = [f"{where}.{key}" for key in ("prompt", "prompt_path", "prompt_suffix", "tagger") if getattr(data, key)]
-    if given and (policy.type not in WITH_TEXT_ENCODER or file.is_file()):
-        raise ValueError(
-            f"{', '.join(given)}: policy '{policy.type}' has one cached embedding for all images, {file}, and reads no "
-            f"prompts; remove {'it' if len(given) == 1 else 'them'}"
-        )
 
 
 def _check_run_dir(folder: Path, *, resume: bool) -> None:
@@ -73,10 +60,8 @@ def _check_run_dir(folder: Path, *, resume: bool) -> None:
         raise ValueError(f"run.dir {folder} already holds a run; {go_on}write run.dir=OTHER for a new one")
 
 
-def _check_policy(config: RunConfig) -> None:
-    from rl.policies.folders import policy_folder
-
-    policy_folder(config.policy)
-    init = config.policy.lora.init_from
-    if init is not None and not Path(init).expanduser().is_file():
-        raise ValueError(f"policy.lora.init_from: no such file {init}")
+def _check_policy(policy: PolicySection) -> None:
+    policy.check()
+    for key, value in (("lora.init_from", policy.lora.init_from), ("reference", reference_file(policy))):
+        if value is not None and not Path(value).expanduser().exists():
+            raise ValueError(f"policy.{key}: no such file {value}")

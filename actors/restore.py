@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
+from rl.policies.folders import policy_folder, preset_folder
 
 from rl.config.load import validate
 from rl.config.policy import PolicyConfig, PolicyType, SamplerConfig
@@ -16,7 +17,6 @@ from rl.data.prompts import load_prompts
 from rl.errors import InputError
 from rl.evaluation.sheets import bicubic_upscale
 from rl.export import read_lora_header
-from rl.policies.folders import policy_folder, preset_folder
 
 Colour = Literal["wavelet", "adain", "none"]
 Device = Literal["cpu", "cuda"]
@@ -55,10 +55,10 @@ class RestoreJob:
         outputs = _outputs(files, source, target)
 
         import torch
+        from rl.restore import restore_image
 
         from rl.policies import load_policy
         from rl.policies.lora import attach_file
-        from rl.restore import restore_image
 
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: torch finds no GPU here; write --device cpu")

@@ -11,12 +11,11 @@ from ray.exceptions import RayError
 
 from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
 from actors.controller import Controller, Outcome
-from actors.failures import reason
+from actors.deadline import reason
 from actors.finish import finish
 from actors.launch import Cluster, spawn, start_ray
 from actors.monitor import Monitor
 from rl.config.load import dump_config
-from rl.config.paths import absolute
 from rl.config.run import RunConfig
 from rl.errors import RunFailed
 
@@ -27,7 +26,7 @@ def run(config: RunConfig, *, resume: bool) -> Outcome:
     Raises:
         RunFailed: an actor or a wait for one failed for good; the message says how to go on.
     """
-    config = absolute(config, Path.cwd())
+    config = config.absolute(Path.cwd())
     run_dir = Path(config.run.dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")

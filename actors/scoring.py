@@ -1,14 +1,15 @@
 """Groups in, reward tables out."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from actors.pool import Pool, Request
+from actors.pool import Pool, Request, idle_share
 from rewards.base import RewardError
 from rl.config.reward import RewardConfig
+from rl.metrics import Key, Value
 from rl.types import RewardColumn, RewardTable
 
 
@@ -45,3 +46,18 @@ async def score_group(pools: Sequence[RewardPool], ordinal: int, task: Any, grou
         np.stack([column.scores for column in columns], axis=1),
         tuple(column.seconds for column in columns),
     )
+
+
+def pool_values(pools: Sequence[RewardPool], step_s: float, failed: Mapping[Any, int]) -> dict[str, Value]:
+    """Under the keys of the metrics table; reads and resets the clocks of all pools. `failed` counts dropped groups."""
+    answered = sum(pool.answered for pool in pools)
+    waited = sum(pool.waited_s for pool in pools)
+    busy = sum(pool.busy_s for pool in pools)
+    replicas = sum(pool.config.replicas for pool in pools)
+    for pool in pools:
+        pool.answered, pool.waited_s, pool.busy_s = 0, 0.0, 0.0
+    values: dict[str, Value] = {Key.REWARD_FAILED.of(pool.name): float(failed.get(pool, 0)) for pool in pools}
+    values[Key.IDLE_REWARD] = idle_share(busy, step_s * replicas)
+    if answered:
+        values[Key.REWARD_QUEUE_WAIT] = waited / answered
+    return values

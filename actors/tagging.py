@@ -6,7 +6,7 @@ from typing import Any
 
 from actors.pool import Pool, Request
 from rewards.base import TaggerError
-from rl.config.data import DataConfig
+from rl.config.data import DataSection
 from rl.config.run import RunConfig
 from rl.config.tagger import TaggerConfig
 from rl.data.prompts import with_suffix
@@ -66,7 +66,10 @@ class TaggerPool(Pool[ImageTags]):
 def tagger_pools(config: RunConfig, servers: Mapping[str, Sequence[Any]]) -> dict[str, TaggerPool]:
     """Section -> the pool that writes its prompts; sections without a tagger are absent. `servers` as spawned for
     `config.taggers`, where an evaluation may use those of training."""
-    sections: dict[str, DataConfig | None] = {"data": config.data, "eval.data": config.eval.data}
+    sections: dict[str, DataSection | None] = {
+        "data": config.data,
+        "eval.data": config.eval.data if config.eval else None,
+    }
     return {
         where: TaggerPool(where, data.tagger, data.prompt_suffix, servers.get(where) or servers["data"])
         for where, data in sections.items()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.deadline import all_within, within
-from actors.learner_worker import Published
+from actors.roles import Published
+from rl.metrics import Key, Value
 from rl.types import Echo
 
 _SETTING = "learner.deadline_s"
@@ -29,17 +30,31 @@ class PushReport:
     verify_s: float
     total_s: float
 
+    def values(self, lag_s: float) -> dict[str, Value]:
+        """Under the keys of the metrics table; `lag_s` since the optimiser's last step."""
+        return {
+            Key.POLICY_VERSION: float(self.version),
+            Key.PUBLISH_LAG: lag_s,
+            Key.PUBLISH_GATHER: self.gather_s,
+            Key.PUBLISH_PUT: self.put_s,
+            Key.PUBLISH_LOAD: self.load_s,
+            Key.PUBLISH_VERIFY: self.verify_s,
+            Key.PUBLISH_TOTAL: self.total_s,
+            Key.PUBLISH_BYTES: float(self.size_bytes),
+        }
+
 
 class WeightSync:
-    """Pushes snapshots and remembers what the last one did, for the canary."""
+    """Pushes snapshots, and looks at their effect until one has been seen to have any."""
 
     def __init__(self, learner: Any, workers: Sequence[Any], deadline_s: float) -> None:
         self._learner = learner
         self._workers = workers
         self._deadline_s = deadline_s
         self._last: PushReport | None = None
-        self._canary: float | None = None
-        """A worker's output under the first adapter, until one push has been seen to change it."""
+        self._effects: list[float] | None = None
+        """Of the first adapter, per worker, until a push that had to change it was seen to."""
+        self._watching = True
 
     async def push(self, *, ema: bool = False, must_change: bool = False) -> PushReport:
         """Learner -> object store -> every worker -> echoes, all equal or `PushError`.
@@ -50,45 +65,49 @@ class WeightSync:
         published: Published = await within(
             self._learner.publish.remote(ema=ema), self._deadline_s, "push: learner.publish", _SETTING
         )
-        calls = [worker.install.remote(published.ref) for worker in self._workers]
+        probe = self._watching and not ema
+        calls = [worker.install.remote(published.ref, probe=probe) for worker in self._workers]
         echoes: list[Echo] = await all_within(calls, self._deadline_s, "push: worker.install", _SETTING)
         for index, echo in enumerate(echoes):
-            if (echo.version, echo.digest) != (published.version, published.digest):
-                raise PushError(
-                    f"worker {index} echoed version {echo.version} digest {echo.digest}, pushed were "
-                    f"{published.version} {published.digest}"
-                )
+            _check_echo(index, echo, published)
         report = PushReport(
             published.version, published.digest, published.size_bytes, published.gather_s,
             published.put_s, max(e.load_s for e in echoes), max(e.verify_s for e in echoes),
             time.perf_counter() - started,
         )  # fmt: skip
         if not ema:
-            await self._watch_canary(report, must_change=must_change)
+            self._watch(report, echoes, must_change=must_change)
             self._last = report
         return report
 
-    async def _watch_canary(self, report: PushReport, *, must_change: bool) -> None:
-        """After the first optimiser step a worker's output has to differ from that of the adapter it started with."""
-        if self._last is not None and (self._canary is None or not must_change):
+    def _watch(self, report: PushReport, echoes: Sequence[Echo], *, must_change: bool) -> None:
+        """After the first optimiser step every worker's output has to differ from that of the adapter it began with."""
+        if must_change and self._last is not None and report.digest == self._last.digest:
+            raise PushError(
+                f"version {report.version} has the bytes of version {self._last.version}: the optimiser step changed "
+                "nothing although the gradient was not zero (learning rate 0?)"
+            )
+        if not self._watching:
             return
-        call = self._workers[0].canary.remote()
-        canary: float = await within(call, self._deadline_s, "push: worker.canary", _SETTING)
-        if self._last is None or self._canary is None:
-            self._canary = canary
+        effects = [0.0 if echo.effect is None else echo.effect for echo in echoes]
+        if self._effects is None or not must_change:
+            self._effects = effects
             return
-        _check_effect(report, self._last, changed=canary != self._canary)
-        self._canary = None
+        unmoved = [index for index, pair in enumerate(zip(effects, self._effects, strict=True)) if pair[0] == pair[1]]
+        if unmoved:
+            raise PushError(
+                f"version {report.version} is installed and worker(s) {unmoved} answer as before, adapter effect "
+                f"{[effects[index] for index in unmoved]}: the adapter is loaded where the forward pass does not read "
+                "it"
+            )
+        self._watching = False
 
 
-def _check_effect(report: PushReport, last: PushReport, *, changed: bool) -> None:
-    if report.digest == last.digest:
+def _check_echo(index: int, echo: Echo, published: Published) -> None:
+    if (echo.version, echo.digest) != (published.version, published.digest):
         raise PushError(
-            f"version {report.version} has the bytes of version {last.version}: the optimiser step changed "
-            "nothing although the gradient was not zero (learning rate 0?)"
+            f"worker {index} echoed version {echo.version} digest {echo.digest}, pushed were "
+            f"{published.version} {published.digest}"
         )
-    if not changed:
-        raise PushError(
-            f"version {report.version} differs from {last.version} but a worker's output does not: the adapter "
-            "is loaded where the forward pass does not read it"
-        )
+    if echo.modules == 0:
+        raise PushError(f"worker {index} holds version {echo.version}, bound to 0 layers: no forward pass reads it")

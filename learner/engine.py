@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from learner.ds_config import ds_config
-from rl.config.objective import OptimizerConfig
+from rl.config.learner import OptimizerSection
 from rl.config.run import RunConfig
 
 
@@ -30,7 +29,21 @@ def build_engine(module: nn.Module, parameters: list[nn.Parameter], config: RunC
     return engine
 
 
-def build_optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+def ds_config(config: RunConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration of one rank; its accumulation counts our micro-batches."""
+    learner = config.learner
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": config.micro_batches_per_update,
+        "gradient_clipping": learner.optimizer.grad_clip,
+        "zero_optimization": {"stage": learner.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def build_optimizer(parameters: list[nn.Parameter], config: OptimizerSection) -> torch.optim.AdamW:
     """AdamW over the adapter."""
     return torch.optim.AdamW(
         parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay

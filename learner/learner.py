@@ -1,46 +1,35 @@
-"""The learner: one rank's view of the `policy` adapter, its behaviour history and its EMA.
+"""The learner: one rank's view of the `policy` adapter, of the adapters that it published and of its EMA.
 
-    groups -> micro-batches -> loss -> DeepSpeed step  (updates_per_batch times)
-           -> theta_old <- eta theta_old + (1 - eta) theta          = the next published version
-           -> EMA for evaluation and export
+    items -> micro-batches -> loss -> DeepSpeed step  (updates_per_batch times)
+          -> theta_old <- eta theta_old + (1 - eta) theta          = the next published version
+          -> EMA for evaluation and export
 
-Plain class: `actors/learner_worker.py` puts it into a Ray actor. Every rank holds the same adapters, so any rank can
-publish; rank 0 does.
+Plain class: `actors/roles.py` puts it into a Ray actor. Every rank holds the same adapters, so any rank can publish;
+rank 0 does.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from learner import checkpoint
+from learner.ema import Ema
 from learner.engine import build_engine
-from learner.objectives import build_objective
-from learner.objectives.base import Loss, MicroBatch
+from learner.finite import FiniteGuard
+from learner.report import TrainReport
+from learner.state import Adapter, LearnerState, read_state, write_state
 from rl.config.run import RunConfig
+from rl.errors import InputError
 from rl.metrics import Key
-from rl.objectives.nft import ema_decay
+from rl.objectives import build_objective
+from rl.objectives.base import Loss, MicroBatch
 from rl.policies import load_policy
-from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters, take_snapshot
-from rl.types import LoraSnapshot, TrainGroup
+from rl.policies.lora import OLD, POLICY, Adapters, take_snapshot
+from rl.types import LoraSnapshot, TrainItem
 
-Adapter = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """What one batch did; loss terms are means over its micro-batches on this rank."""
-
-    version: int
-    updates: int
-    losses: dict[Key, float]
-    """`loss/total` and the objective's own terms."""
-    grad_norm: float
-    lr: float
-    train_s: float
+_TAG = "deepspeed"
 
 
 class Learner:
@@ -51,78 +40,88 @@ class Learner:
         torch.manual_seed(config.seed)
         self.config = config
         self.policy = load_policy(config.policy)
-        add_adapters(self.policy.backbone, config.policy.lora, (POLICY, OLD))
-        self._theta = adapter_parameters(self.policy.backbone, POLICY)
-        self._old = adapter_parameters(self.policy.backbone, OLD)
+        anchored = config.objective.anchor_needed is not None
+        self.adapters = Adapters(self.policy, *((POLICY, OLD) if anchored else (POLICY,)))
+        self.theta = self.adapters.parameters(POLICY)
+        self._old = self.adapters.parameters(OLD) if anchored else {}
         for parameter in self._old.values():
             parameter.requires_grad_(False)
-        self.objective = build_objective(self.policy, config)
-        self.engine = build_engine(self.objective, list(self._theta.values()), config)
+        self.objective = build_objective(self.policy, self.adapters, config)
+        self.engine = build_engine(self.objective, list(self.theta.values()), config)
         self.version = 0
         self.updates = 0
-        self.history: dict[int, Adapter] = {0: self._copy(self._old)}
-        """Behaviour adapters of the newest max_policy_lag + 1 versions; their tensors are never written again."""
-        self.ema: Adapter = self._copy(self._theta)
+        self.history: dict[int, Adapter] = {0: {name: value.detach().clone() for name, value in self.theta.items()}}
+        """The published adapters that are still needed; their tensors are never written again."""
+        self.ema = Ema(self.theta, config.learner.ema_decay)
+        self._finite = FiniteGuard(self.theta.values())
         self._grad_norm = 0.0
 
-    @staticmethod
-    def _copy(parameters: dict[str, torch.nn.Parameter]) -> Adapter:
-        return {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-    def train(self, groups: list[TrainGroup]) -> TrainReport:
-        """Train on this rank's groups, then make the next version."""
+    def train(self, items: Sequence[TrainItem]) -> TrainReport:
+        """Train on this rank's share of a batch, then make the next version."""
         started = time.perf_counter()
-        self._refuse_stale(groups)
-        batches = self.objective.micro_batches(groups, self.version)
-        losses: list[dict[Key, float]] = []
+        self._refuse_stale(items)
+        batches = self.objective.micro_batches(items, self.version)
+        losses: list[Loss] = []
         norms = []
         for _ in range(self.config.learner.updates_per_batch):
             self._warm_up()
             losses += self._accumulate(batches)
             norms.append(self._grad_norm)
             self.updates += 1
-            self._update_ema()
+            self.ema.update(self.theta, self.updates)
         self._next_version()
+        units = self.config.slots * len(items)
         return TrainReport(
             version=self.version,
             updates=self.updates,
-            losses=_means(losses),
+            losses=_sums(losses, units),
+            maxima=_maxima(losses),
             grad_norm=sum(norms) / len(norms),
             lr=self._lr(),
             train_s=time.perf_counter() - started,
         )
 
-    def _accumulate(self, batches: Iterator[MicroBatch]) -> Iterator[dict[Key, float]]:
-        """One optimiser step over the next micro-batches; yields their loss terms."""
+    def _accumulate(self, batches: Iterator[MicroBatch]) -> Iterator[Loss]:
+        """One optimiser step over the next micro-batches; yields their losses without the graph."""
         for _ in range(self.config.micro_batches_per_update):
             batch = next(batches)
-            self._install_old(batch.policy_version)
+            self._install_anchor(batch.policy_version)
             loss: Loss = self.engine(batch)
-            self.engine.backward(loss.total)
+            # DeepSpeed divides by the number of micro-batches, of which parts_per_group make one group
+            self.engine.backward(loss.total * self.config.parts_per_group)
+            detached = Loss(loss.total.detach(), loss.terms, loss.maxima)
+            self._finite.saw(batch.ordinal, detached.total)
             last = self.engine.is_gradient_accumulation_boundary()
+            if last:
+                self._finite.check()
             if last and self.config.learner.zero_stage == 0:
                 self._grad_norm = self._norm_before_step()
             self.engine.step()
             if last and self.config.learner.zero_stage > 0:
                 self._grad_norm = float(self.engine.get_global_grad_norm())
-            yield {key: float(term) for key, term in {Key.LOSS_TOTAL: loss.total.detach(), **loss.terms}.items()}
+            yield detached
 
     def _norm_before_step(self) -> float:
         """L2 norm before clipping; DeepSpeed keeps one only under ZeRO, where gradients are sharded."""
-        gradients = [p.grad for p in self._theta.values() if p.grad is not None]
+        gradients = [p.grad for p in self.theta.values() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
-    def _refuse_stale(self, groups: list[TrainGroup]) -> None:
-        for group in groups:
-            if group.group.policy_version not in self.history:
+    def _refuse_stale(self, items: Sequence[TrainItem]) -> None:
+        lag = self.config.train.max_policy_lag
+        for item in items:
+            version = item.group.policy_version
+            if not self.version - lag <= version <= self.version:
                 raise ValueError(
-                    f"group {group.task.ordinal} was sampled with version {group.group.policy_version}; the learner "
-                    f"holds {sorted(self.history)} (max_policy_lag {self.config.train.max_policy_lag})"
+                    f"group {item.task.ordinal} was sampled with version {version}, the learner's is {self.version} "
+                    f"(max_policy_lag {lag})"
                 )
 
-    def _install_old(self, version: int) -> None:
-        for name, value in self.history[version].items():
-            self._old[name].data = value
+    def _install_anchor(self, sampled_with: int) -> None:
+        """Let the `old` adapter hold the version that the loss is anchored to."""
+        if self._old:
+            version = sampled_with if self.config.objective.anchor_needed == "behaviour" else self.version
+            for name, value in self.history[version].items():
+                self._old[name].data = value
 
     def _warm_up(self) -> None:
         steps = self.config.learner.optimizer.warmup_steps
@@ -134,40 +133,68 @@ class Learner:
         return float(self.engine.optimizer.param_groups[0]["lr"])
 
     @torch.no_grad()
-    def _update_ema(self) -> None:
-        decay = ema_decay(self.config.learner.ema_decay, self.updates)
-        for name, parameter in self._theta.items():
-            self.ema[name].lerp_(parameter, 1 - decay)
-
-    @torch.no_grad()
     def _next_version(self) -> None:
         eta = self.objective.old_decay(self.updates)
         newest = self.history[self.version]
         self.version += 1
         self.history[self.version] = {
-            name: torch.lerp(parameter.detach(), newest[name], eta) for name, parameter in self._theta.items()
+            name: torch.lerp(parameter.detach(), newest[name], eta) for name, parameter in self.theta.items()
         }
-        self.history.pop(self.version - self.config.train.max_policy_lag - 1, None)
+        kept = self.config.train.max_policy_lag if self.config.objective.anchor_needed == "behaviour" else 0
+        for version in [v for v in self.history if v < self.version - kept]:
+            del self.history[version]
+
+    def reference_digest(self) -> str | None:
+        """Of the reference adapter; None where the reference is the base."""
+        return self.adapters.reference_digest()
 
     def snapshot(self) -> LoraSnapshot:
-        """The newest behaviour adapter; its arrays alias tensors that are never written again."""
+        """The newest published adapter; its arrays alias tensors that are never written again."""
         return take_snapshot(self.history[self.version], self.version)
 
     def ema_snapshot(self) -> LoraSnapshot:
         """A copy of the EMA, what evaluation and export use."""
-        return take_snapshot({name: value.clone() for name, value in self.ema.items()}, self.version)
+        return take_snapshot({name: value.clone() for name, value in self.ema.tensors.items()}, self.version)
 
     def save(self, folder: Path) -> None:
-        """Write everything that training needs to go on; called on every rank."""
-        checkpoint.save(self, folder)
+        """Write everything that a resumed run needs; called on every rank with the same folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True, save_latest=False)
+        if self.engine.global_rank == 0:
+            digest = self.reference_digest()
+            write_state(LearnerState(self.version, self.updates, digest, self.history, self.ema.tensors), folder)
 
     def load(self, folder: Path) -> None:
-        """Continue from `save`; called on every rank."""
-        checkpoint.load(self, folder)
-        self._install_old(self.version)
+        """Resume from what `save` wrote; called on every rank.
+
+        Raises:
+            InputError: the reference adapter is another one than that of the run.
+        """
+        state = read_state(folder, self.theta)
+        if state.reference_digest != self.reference_digest():
+            raise InputError(
+                f"{folder}: this run compares with the reference {state.reference_digest}, policy.reference is now "
+                f"{self.reference_digest()}; give the adapter file that the run began with"
+            )
+        path, _ = self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        if path is None:
+            raise FileNotFoundError(f"{folder}: expected a DeepSpeed checkpoint '{_TAG}', found none")
+        self.version, self.updates = state.version, state.updates
+        self.history, self.ema.tensors = dict(state.history), state.ema
 
 
-def _means(losses: list[dict[Key, float]]) -> dict[Key, float]:
-    """Mean of every term over the micro-batches that have it."""
-    values = {key: [loss[key] for loss in losses if key in loss] for key in dict.fromkeys(k for x in losses for k in x)}
-    return {key: sum(found) / len(found) for key, found in values.items()}
+def _sums(losses: Sequence[Loss], units: int) -> dict[Key, float]:
+    """Every contribution summed, over the number of groups and slots that they come from."""
+    totals: dict[Key, float] = {}
+    for loss in losses:
+        for key, term in {Key.LOSS_TOTAL: loss.total, **loss.terms}.items():
+            totals[key] = totals.get(key, 0.0) + float(term)
+    return {key: total / units for key, total in totals.items()}
+
+
+def _maxima(losses: Sequence[Loss]) -> dict[Key, float]:
+    found: dict[Key, Tensor] = {}
+    for loss in losses:
+        for key, term in loss.maxima.items():
+            found[key] = torch.maximum(found[key], term) if key in found else term
+    return {key: float(term) for key, term in found.items()}

@@ -1,10 +1,11 @@
 """From the scores of a batch of groups to one advantage per member, and to DiffusionNFT's reward weight r.
 
-Three aggregations, pure float64 numpy. The first two work over the whole batch (every group of every rank), the third
+Four aggregations, pure float64 numpy. The first two work over the whole batch (every group of every rank), the others
 on each group alone:
 
     decoupled        LucidNFT (arXiv 2603.05947); the formula is that of NVIDIA's GDPO (arXiv 2601.05242)
-    scalarised       DiffusionNFT (arXiv 2509.16117), as in its code
+    scalarised       DiffusionNFT (arXiv 2509.16117), as in its code; Flow-GRPO's global std is the same
+    ... by_group     DanceGRPO (arXiv 2505.07818)
     attribute_aware  GDPO-SR (arXiv 2603.16769), its Attribute-aware Reward Function
 
 `S = R / scale` is the score in the reward's natural unit; every formula, `std_floor` and `eps` are in that unit, so
@@ -12,13 +13,15 @@ that rescaling a metric together with its `scale` changes nothing. Left out: cli
 and running statistics over past batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.types import F64
+from rl.config.reward import RewardConfig
+from rl.data.attributes import attribute_shares
+from rl.types import F64, SRTask
 
 Flags = NDArray[np.bool_]
 
@@ -39,8 +42,6 @@ class AdvantageBatch:
 
 ROUNDING = 1e-12
 """Spread of rewards R in 0..1 under which their differences are rounding errors."""
-
-Aggregation = Callable[[Sequence[F64] | F64, F64, F64, float, float], AdvantageBatch]
 
 
 def decoupled(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor: float, eps: float) -> AdvantageBatch:
@@ -83,6 +84,25 @@ def scalarised(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor
     return AdvantageBatch(advantages, centred, _under_floor(scaled, scaled.std(axis=1, ddof=1), std_floor))
 
 
+def scalarised_by_group(
+    scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor: float, eps: float
+) -> AdvantageBatch:
+    """Weighted sum of the rewards, standardised in the group: GRPO's advantage of a scalar reward (DanceGRPO).
+
+        S    = sum_k w_k S_k
+        Ahat = (S - mean_group S) / (std_group S + eps)         0 for the whole group where all S are equal
+
+    std_group is unbiased, as torch's. `std_floor` only fills `zero_variance`.
+    """
+    scaled = _scaled(scores, weights, scales)
+    fused = scaled @ weights
+    centred = fused - fused.mean(axis=1, keepdims=True)
+    tied = np.ptp(fused, axis=1, keepdims=True) == 0.0
+    spread = np.where(tied, 1.0, fused.std(axis=1, ddof=1, keepdims=True) + eps)
+    flat = _under_floor(scaled, scaled.std(axis=1, ddof=1), std_floor)
+    return AdvantageBatch(np.where(tied, 0.0, centred / spread), scaled - scaled.mean(axis=1, keepdims=True), flat)
+
+
 def attribute_aware(
     scores: Sequence[F64] | F64,
     rho_d: F64,
@@ -94,9 +114,9 @@ def attribute_aware(
 ) -> AdvantageBatch:
     """GDPO-SR's ARF, equations 7 and 8: smooth images listen to fidelity rewards, detailed ones to perceptual rewards.
 
-    scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 - rho_d
-    (`rl.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: the paper has PSNR on Y),
-    False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
+    scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 -
+    rho_d (`rl.data.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: the paper has
+    PSNR on Y), False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
 
         s~_k = (S_k - min_group S_k) / (max_group S_k - min_group S_k)     0 for the whole group under the floor
         R    = rho_s mean_FR(s~) + rho_d mean_NR(s~)                       means weighted with w_k inside each set
@@ -125,7 +145,25 @@ def attribute_aware(
     return AdvantageBatch(np.where(tied, 0.0, centred / np.where(tied, 1.0, spread + eps)), minmax, flat)
 
 
-AGGREGATIONS: dict[str, Aggregation] = {"decoupled": decoupled, "scalarised": scalarised}
+def weights_and_scales(rewards: Sequence[RewardConfig]) -> tuple[F64, F64]:
+    """`[R]` each, in the order of the rewards."""
+    return np.array([reward.weight for reward in rewards]), np.array([reward.scale for reward in rewards])
+
+
+def fidelity_flags(rewards: Sequence[RewardConfig]) -> Flags:
+    """`[R]` True for full-reference rewards."""
+    return np.array([reward.attribute == "fidelity" for reward in rewards])
+
+
+def detail_shares(tasks: Sequence[SRTask], fixed: float | None) -> F64:
+    """rho_d `[N]`: `fixed`, or that of each task's HR image."""
+    return np.array([_detail_share(task) if fixed is None else fixed for task in tasks])
+
+
+def _detail_share(task: SRTask) -> float:
+    if task.hr is None:
+        raise ValueError(f"task {task.ordinal} '{task.lr_id}' has no HR image to take a detailed share from")
+    return attribute_shares(task.hr).detail
 
 
 def to_reward_weight(advantages: F64, adv_clip_max: float) -> F64:

@@ -97,7 +97,7 @@ A LoRA for `{config.policy.type}` (`{config.policy.path}`), trained by isrl with
 objective for {step} steps: rank {lora.rank}, alpha {lora.alpha:g}, targets `{lora.targets}`, seed {config.seed}.
 It holds the exponential moving average of the trained adapter, digest `{snapshot.digest}`.
 
-Rewards on held-out photographs, {config.eval.samples} sample(s) a crop:
+Rewards on held-out photographs, {config.eval.samples if config.eval else 0} sample(s) a crop:
 
 {table or "No held-out evaluation was configured."}
 

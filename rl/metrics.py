@@ -17,6 +17,7 @@ import numpy as np
 
 from rl import jsonl
 from rl.advantages import AdvantageBatch
+from rl.config.reward import RewardConfig
 from rl.types import F64
 
 METRICS_FILE = "metrics.jsonl"
@@ -69,7 +70,7 @@ class Key(StrEnum):
     LOSS_ERROR = "loss/error", "1", "mean squared error of the policy's noise prediction on its own samples"
     RATIO_CLIPPED_LOW = "ratio/clipped_low", "0..1", "members whose likelihood ratio is below 1 - clip"
     RATIO_CLIPPED_HIGH = "ratio/clipped_high", "0..1", "members whose likelihood ratio is above 1 + clip"
-    RATIO_DEVIATION = "ratio/max_deviation", "1", "largest |ratio - 1|, mean over micro-batches"
+    RATIO_DEVIATION = "ratio/max_deviation", "1", "largest |ratio - 1| of all micro-batches and ranks"
     RATIO_FRESH = (
         "ratio/fresh_deviation",
         "1",
@@ -86,7 +87,7 @@ class Key(StrEnum):
     PUBLISH_GATHER = "publish/gather_s", "s", "gathering the adapter on the learner and hashing it"
     PUBLISH_PUT = "publish/put_s", "s", "putting the snapshot into the object store"
     PUBLISH_LOAD = "publish/load_s", "s", "slowest actor's copy of the snapshot into its adapter"
-    PUBLISH_VERIFY = "publish/verify_s", "s", "slowest actor's digest and canary"
+    PUBLISH_VERIFY = "publish/verify_s", "s", "slowest actor's digest of what it loaded"
     PUBLISH_TOTAL = "publish/total_s", "s", "whole push: gather, put, pull, load, verify, echo"
     PUBLISH_BYTES = "publish/bytes", "bytes", "size of the adapter's tensors"
     IDLE_ROLLOUT = "idle/rollout_share", "0..1", "share of the step in which rollout workers had no work"
@@ -178,11 +179,11 @@ def read_metrics(path: Path) -> tuple[Metrics, ...]:
 
 
 def batch_values(
-    names: Sequence[str], scores: F64, scales: F64, batch: AdvantageBatch, r: F64 | None
+    rewards: Sequence[RewardConfig], scores: F64, batch: AdvantageBatch, r: F64 | None
 ) -> dict[str, Value]:
-    """Reward and advantage metrics of one training batch: scores `[N, G, R]` raw, scales `[R]`, r `[N, G]` where the
-    objective has one."""
-    scaled = scores / scales
+    """Reward and advantage metrics of one training batch: scores `[N, G, R]` raw, r `[N, G]` where the objective has
+    one."""
+    scaled = scores / np.array([reward.scale for reward in rewards])
     values: dict[str, Value] = {
         Key.ADVANTAGE_STD: float(batch.advantages.std()),
         Key.ADVANTAGE_ABS_MAX: float(np.abs(batch.advantages).max()),
@@ -190,7 +191,7 @@ def batch_values(
     if r is not None:
         counts = np.histogram(r, bins=HISTOGRAM_BINS, range=(0.0, 1.0))[0]
         values[Key.ADVANTAGE_R_HISTOGRAM] = counts.astype(float).tolist()
-    for k, name in enumerate(names):
+    for k, name in enumerate(reward.name for reward in rewards):
         values[Key.REWARD_MEAN.of(name)] = float(scaled[..., k].mean())
         values[Key.REWARD_STD.of(name)] = float(scaled[..., k].std())
         values[Key.REWARD_GROUP_STD.of(name)] = float(scaled[..., k].std(axis=1, ddof=1).mean())

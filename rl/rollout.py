@@ -5,58 +5,76 @@ import time
 import numpy as np
 import torch
 
-from rl.config.objective import GRPOConfig, SampledWith
+from rl.config.rollout import SamplerSection
 from rl.config.run import RunConfig
+from rl.flow.trajectory import join_trajectories
 from rl.policies import load_policy
-from rl.policies.base import Condition, FlowPolicy, OneStepPolicy, member_noise, to_uint8
-from rl.policies.lora import (
-    OLD,
-    SnapshotRefused,
-    adapter_parameters,
-    add_adapters,
-    install_snapshot,
-    installed_digest,
-    using,
-)  # fmt: skip
-from rl.sampling import draw, draw_one_step_trajectory, draw_trajectory, join_trajectories, one_call, step_window
+from rl.policies.base import Condition, member_noise, to_uint8
+from rl.policies.lora import OLD, Adapters, SnapshotRefused, install_snapshot, installed_digest
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, TrajectoryRecord
 
-CANARY_SIDE = 4
+PROBE_SIDE = 4
+"""Latent cells a side of the images that canaries look at."""
+
+
+class CanaryError(RuntimeError):
+    """What should change an output does not."""
 
 
 class RolloutWorker:
-    """One policy with one adapter, the behaviour adapter."""
+    """One policy with one adapter, the behaviour adapter.
+
+    Raises:
+        CanaryError: another LR image does not change the output.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(config.rollout.threads)
-        self.config = config.rollout
+        self.config = config
         self.policy = load_policy(config.policy)
-        self.policy.backbone.eval()
-        add_adapters(self.policy.backbone, config.policy.lora, (OLD,))
-        self._adapter = adapter_parameters(self.policy.backbone, OLD)
-        # torch multiplies matrices in another order where no gradient is needed: the likelihoods of a forced one-step
+        for module in self.policy.modules.values():
+            module.eval()
+        self.adapters = Adapters(self.policy, OLD)
+        self._adapter = self.adapters.parameters(OLD)
+        # torch multiplies matrices in another order where no gradient is needed: the likelihoods of a one-step
         # trajectory are computed as the learner computes them, else fresh ratios differ from 1 in the last bit
-        like_the_learner = config.rollout.sampler.sde.one_step_std is not None
+        like_the_learner = config.policy.one_step and config.sampler.likelihood
         for parameter in self._adapter.values():
             parameter.requires_grad_(like_the_learner)
-        self._groups_per_step = config.train.groups_per_step
-        self._keep_mean = isinstance(config.objective, GRPOConfig) and config.objective.guard
         self._installed: Echo | None = None
-        self._canary_condition = self._make_canary_condition()
+        self._probe = self._probe_condition(0)
+        self._refuse_a_deaf_policy()
 
-    def _make_canary_condition(self) -> Condition:
-        side = CANARY_SIDE * self.policy.size_multiple
+    def _probe_condition(self, which: int) -> Condition:
+        """One of two fixed images, a ramp and its negative."""
+        side = PROBE_SIDE * self.policy.section.size_multiple
         ramp = np.linspace(0, 255, 3 * side * side).reshape(3, side, side).astype(np.uint8)
-        return self.policy.encode(ramp, 1)
+        condition: Condition = self.policy.condition(255 - ramp if which else ramp, 1)
+        return condition
+
+    @torch.no_grad()
+    def _refuse_a_deaf_policy(self) -> None:
+        noise = self._noise(self._probe, (0,))
+        one, other = (
+            self._sampled(self.config.eval_sampler, c, noise) for c in (self._probe, self._probe_condition(1))
+        )
+        if torch.equal(one, other):
+            raise CanaryError(
+                f"policy '{self.config.policy.type}': another LR image does not change the output; the condition does "
+                "not reach the model"
+            )
 
     @property
     def adapter_size(self) -> int:
         """Values of the adapter."""
         return sum(parameter.numel() for parameter in self._adapter.values())
 
-    def install(self, snapshot: LoraSnapshot) -> Echo:
+    def install(self, snapshot: LoraSnapshot, *, probe: bool = False) -> Echo:
         """Load a snapshot, recompute the digest from what is loaded, and echo both; a mismatch is refused by name
-        and leaves the worker without an adapter."""
+        and leaves the worker without an adapter.
+
+        `probe`: measure the adapter's effect on one prediction.
+        """
         self._installed = None
         started = time.perf_counter()
         install_snapshot(self._adapter, snapshot)
@@ -68,37 +86,39 @@ class RolloutWorker:
                 f"snapshot {snapshot.version}: claims digest {snapshot.digest}, its tensors have {digest}; "
                 "push it again"
             )
-        self._installed = Echo(snapshot.version, digest, loaded - started, verified - loaded)
+        effect = self._effect() if probe else None
+        modules = self.adapters.bound(OLD)
+        self._installed = Echo(snapshot.version, digest, loaded - started, verified - loaded, modules, effect)
         return self._installed
 
     @torch.no_grad()
-    def canary(self) -> float:
-        """Mean absolute answer of one call on a fixed input: changes when the adapter's effect changes."""
-        x = self._noise(self._canary_condition, (0,))
-        return float(one_call(self.policy, x, self._canary_condition).double().abs().mean())
+    def _effect(self) -> float:
+        noise = self._noise(self._probe, (0,))
+        with self.adapters.using(None):
+            base = self.policy.probe(self._probe, noise)
+        return float((self.policy.probe(self._probe, noise) - base).double().abs().mean())
 
     @torch.no_grad()
     def rollout(
-        self, task: SRTask, seeds: tuple[int, ...], *, sampled_with: SampledWith = "policy"
+        self, task: SRTask, seeds: tuple[int, ...], *, training: bool = True
     ) -> tuple[RolloutReceipt, RolloutGroup]:
-        """Sample one candidate per seed: encode once, denoise as one batch (or micro-batches), decode.
+        """Sample one candidate per seed: make the condition once, denoise as one batch (or micro-batches), decode.
 
-        `reference`: with the adapter off. `trajectory`: with stochastic steps, whose likelihoods the group carries.
+        `training`: with the run's sampler and, where the objective says so, with the reference or a recorded
+        trajectory. Else with the evaluation's sampler and the installed adapter.
         """
         if self._installed is None:
             raise SnapshotRefused("this worker holds no verified adapter; push one before sampling")
         started = time.perf_counter()
-        condition = self.policy.encode(task.lr, task.scale, task.prompt)
-        size = self.config.micro_batch or len(seeds)
-        parts = [seeds[i : i + size] for i in range(0, len(seeds), size)]
-        trajectory = None
-        if sampled_with == "trajectory":
-            drawn = [self._trajectory(task, condition, part) for part in parts]
-            latents = [x for x, _ in drawn]
-            trajectory = join_trajectories([record for _, record in drawn])
+        condition: Condition = self.policy.condition_of(task)
+        size = self.config.rollout.micro_batch or len(seeds)
+        parts = [slice(i, i + size) for i in range(0, len(seeds), size)]
+        if training:
+            latents, trajectory = self._training_group(task, condition, seeds, parts)
         else:
-            with using(self.policy.backbone, None if sampled_with == "reference" else OLD):
-                latents = self._draw(condition, parts)
+            drawn = (self._noise(condition, seeds[part]) for part in parts)
+            latents = [self._sampled(self.config.eval_sampler, condition, noise) for noise in drawn]
+            trajectory = None
         images = np.concatenate([to_uint8(self.policy.decode(x)).cpu().numpy() for x in latents])
         x0 = torch.cat(latents).cpu().numpy()
         version, digest = self._installed.version, self._installed.digest
@@ -106,36 +126,27 @@ class RolloutWorker:
         seconds = time.perf_counter() - started
         return RolloutReceipt(task.ordinal, version, digest, len(seeds), seconds), group
 
-    def _draw(self, condition: Condition, parts: list[tuple[int, ...]]) -> list[torch.Tensor]:
-        """Clean latents of each part of the group."""
-        if self.config.vary == "noise":
-            return [draw(self.policy, self._noise(condition, p), [condition], self.config.sampler) for p in parts]
-        if not isinstance(self.policy, OneStepPolicy):
-            raise TypeError(f"vary 't_add' needs a one-step policy, got {type(self.policy).__name__}")
-        low, high = self.config.t_add_range
-        levels = iter(np.linspace(low, high, sum(map(len, parts))).round().astype(int))
-        shared = parts[0][0]
-        return [
-            self.policy.generate(
-                self._noise(condition, (shared,) * len(p)), [condition], [int(next(levels)) for _ in p]
-            )
-            for p in parts
-        ]
+    def _training_group(
+        self, task: SRTask, condition: Condition, seeds: tuple[int, ...], parts: list[slice]
+    ) -> tuple[list[torch.Tensor], TrajectoryRecord | None]:
+        sampler, objective = self.config.sampler, self.config.objective
+        noises = [self._noise(condition, (seeds[:1] * len(seeds) if sampler.shared_noise else seeds)[p]) for p in parts]
+        if objective.likelihood:
+            run = (task.seed, task.ordinal // self.config.train.groups_per_step)
+            drawn = [
+                self.policy.trajectory(noise, condition, sampler, seeds[part], run, keep_mean=objective.keeps_mean)
+                for noise, part in zip(noises, parts, strict=True)
+            ]
+            return [x for x, _ in drawn], join_trajectories([record for _, record in drawn])
+        levels = sampler.member_levels(len(seeds))
+        with self.adapters.using(self.adapters.reference if objective.from_reference else OLD):
+            return [
+                self.policy.sample(noise, [condition], sampler, None if levels is None else levels[part])
+                for noise, part in zip(noises, parts, strict=True)
+            ], None
 
-    def _trajectory(
-        self, task: SRTask, condition: Condition, seeds: tuple[int, ...]
-    ) -> tuple[torch.Tensor, TrajectoryRecord]:
-        noise = self._noise(condition, seeds)
-        if not isinstance(self.policy, FlowPolicy):
-            std = self.config.sampler.sde.one_step_std
-            if std is None:
-                raise TypeError(f"a trajectory needs a multi-step flow, got {type(self.policy).__name__}")
-            return draw_one_step_trajectory(self.policy, noise, condition, std, seeds, keep_mean=self._keep_mean)
-        window = step_window(self.config.sampler, task.seed, task.ordinal // self._groups_per_step)
-        return draw_trajectory(
-            self.policy, noise, condition, self.config.sampler, window, seeds, keep_mean=self._keep_mean
-        )
+    def _sampled(self, sampler: SamplerSection, condition: Condition, noise: torch.Tensor) -> torch.Tensor:
+        return self.policy.sample(noise, [condition], sampler)
 
     def _noise(self, condition: Condition, seeds: tuple[int, ...]) -> torch.Tensor:
-        device = next(iter(self._adapter.values())).device
-        return member_noise(seeds, self.policy.latent_shape(condition), device)
+        return member_noise(seeds, self.policy.latent_shape(condition), self.policy.device)

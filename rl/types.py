@@ -7,6 +7,7 @@ torch. Letters: G members of a group, R rewards, C latent channels, H W pixels o
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import xxhash
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Enlargement = Literal["bicubic", "bilinear", "area"]
 
 
 # LR source -> rollout worker, reward server, learner
@@ -23,7 +26,7 @@ class SRTask:
     """One LR image of the run's stream."""
 
     ordinal: int
-    """Position in the stream, counted from 0; never used twice in a run."""
+    """Position in the stream, counted from 0; issued again only where a resumed run has not trained on it yet."""
     lr_id: str
     lr: U8
     """`[3, H/scale, W/scale]` RGB."""
@@ -34,6 +37,8 @@ class SRTask:
     """The run's seed; member seeds derive from (seed, ordinal, member) alone."""
     prompt: str = ""
     """What the text encoder sees; empty where the policy has one cached embedding."""
+    enlargement: Enlargement = "bicubic"
+    """How a policy brings the LR image to the size of the output before it encodes it."""
 
 
 # controller -> tagger server
@@ -65,15 +70,27 @@ class TrajectoryRecord:
     """The K trained stochastic steps of a group, float32 as computed: rounded they would have another likelihood."""
 
     steps: tuple[int, ...]
-    """Indices into the sampler's grid."""
-    x: F32
-    """`[K, G, C, h, w]` before each step."""
-    x_next: F32
-    """`[K, G, C, h, w]` after it."""
+    """Indices of the trained steps in the sampler's grid; step k leads from state k to state k + 1."""
+    grid: tuple[int, ...]
+    """Indices of the S states that these steps begin or end at: K + 1 where the steps are in a row."""
+    states: F32
+    """`[S, G, C, h, w]`"""
     logp: F64
-    """`[K, G]` of x_next under the behaviour, mean over C, h, w."""
+    """`[K, G]` of each step under the behaviour, mean over C, h, w."""
     mean: F32 | None
     """`[K, G, C, h, w]` of the behaviour's Gaussian, for GRPO-Guard."""
+
+    def before(self, slot: int) -> F32:
+        """`[G, C, h, w]` at the start of the trained step `slot`."""
+        return self._state(self.steps[slot])
+
+    def after(self, slot: int) -> F32:
+        """`[G, C, h, w]` at its end, the action that was taken."""
+        return self._state(self.steps[slot] + 1)
+
+    def _state(self, k: int) -> F32:
+        state: F32 = self.states[self.grid.index(k)]
+        return state
 
 
 # rollout worker -> reward server and learner (object-store reference, put once)
@@ -147,6 +164,33 @@ class TrainGroup:
     """`[G]`, unclipped."""
 
 
+# controller -> learner rank, for objectives that train on pairs (chosen by rl/preferences.py)
+@dataclass(frozen=True, eq=False)
+class PreferencePairs:
+    """P pairs of one group or one mined pool, with their weights."""
+
+    task: SRTask
+    group: RolloutGroup
+    winners: I64
+    """`[P]` members that are preferred."""
+    losers: I64
+    """`[P]` members that they are preferred to."""
+    weights: F64
+    """`[P]` at least 0; the loss is the weighted mean over the pairs."""
+
+    def __post_init__(self) -> None:
+        shapes = {self.winners.shape, self.losers.shape, self.weights.shape}
+        members = len(self.group.member_seeds)
+        if len(shapes) != 1 or self.winners.ndim != 1 or not len(self.winners):
+            raise ValueError(f"PreferencePairs: expected three arrays [P >= 1], got shapes {sorted(shapes)}")
+        if min(self.winners.min(), self.losers.min()) < 0 or max(self.winners.max(), self.losers.max()) >= members:
+            raise ValueError(f"PreferencePairs: expected members 0 to {members - 1}, got {self.winners}, {self.losers}")
+
+
+TrainItem = TrainGroup | PreferencePairs
+"""What one learner rank trains a batch of."""
+
+
 # learner -> rollout workers
 @dataclass(frozen=True, eq=False)
 class LoraSnapshot:
@@ -168,6 +212,11 @@ class Echo:
     digest: str
     load_s: float
     verify_s: float
+    """Digest of what is loaded."""
+    modules: int
+    """Layers that the adapter is bound to."""
+    effect: float | None
+    """Mean absolute difference of one prediction with and without the adapter; None where it was not asked for."""
 
 
 def image_digest(image: U8) -> str:

@@ -95,7 +95,8 @@ def run_config(tiny_flux2_folder: Path) -> Callable[..., Any]:
     """Builds a `RunConfig` on the tiny model from dotted overrides, `run_config("rollout.group_size=4")`."""
 
     def make(*overrides: str, path: Path = tiny_flux2_folder) -> Any:
-        return _recipe(overrides, policy={"path": str(path), "lora": {"rank": 4, "alpha": 8}})
+        policy = {"path": str(path), "shift": 1.0, "lora": {"rank": 4, "alpha": 8}}
+        return _recipe(overrides, policy=policy, rollout={"group_size": 4, "sampler": {"steps": 4}})
 
     return make
 
@@ -106,7 +107,7 @@ def naosd_config(tiny_sd21_folder: Path) -> Callable[..., Any]:
 
     def make(*overrides: str) -> Any:
         policy = {"type": "naosd", "path": str(tiny_sd21_folder), "lora": {"rank": 4, "alpha": 8}}
-        return _recipe(overrides, policy=policy, objective={"type": "gdpo"})
+        return _recipe(overrides, policy=policy, objective={"type": "gdpo"}, rollout={"group_size": 4})
 
     return make
 
@@ -117,7 +118,6 @@ def _recipe(overrides: tuple[str, ...], **sections: Any) -> Any:
 
     raw: dict[str, Any] = {
         "data": {"path": ["skimage:camera"]},
-        "rollout": {"group_size": 4, "sampler": {"steps": 4, "shift": 1.0}},
         "rewards": [{"name": "lr_consistency", "type": "lr_consistency"}],
         **sections,
     }

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import torch
 
-from learner.pretraining.flux2sr import describe_flux2sr, make_flux2sr
-from learner.pretraining.naosd import describe_naosd, make_naosd
 from learner.pretraining.report import card, held_out_crops, score
-from rl.config.policy import PolicyConfig
-from rl.config.pretrain import FlowPretrain, NAOSDPretrain
+from rl.config.open_union import load
+from rl.config.policy import policy_section
+from rl.config.pretrain import PretrainSection
 from rl.errors import MissingInput
-from rl.perceptual import Lpips
+from rl.objectives.lpips import Lpips
 from rl.policies import load_policy
 
 
-def pretrain(config: FlowPretrain | NAOSDPretrain, source: str) -> Path:
+def pretrain(config: PretrainSection, source: str) -> Path:
     """Write the preset's folder with scores and card, and return it.
 
     `source` is how the recipe was called (file and overrides); the card repeats it.
@@ -30,14 +29,9 @@ def pretrain(config: FlowPretrain | NAOSDPretrain, source: str) -> Path:
     held_out = held_out_crops(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    if isinstance(config, NAOSDPretrain):
-        make_naosd(config, lpips, _log)
-        stages = describe_naosd(config)
-    else:
-        make_flux2sr(config, lpips, _log)
-        stages = describe_flux2sr(config)
+    stages: str = load(config.maker)(config, lpips, _log)
     minutes = (time.monotonic() - started) / 60
-    written = load_policy(PolicyConfig(type=config.type, path=str(out.absolute()), device=config.device))
+    written = load_policy(policy_section(type=config.type, path=str(out.absolute()), device=config.device))
     scores = score(written, held_out, lpips, config, out / "contact_sheet.png")
     (out / "scores.json").write_text(json.dumps(scores, indent=1))
     (out / "README.md").write_text(card(config, source, scores, minutes, written, stages), encoding="utf-8")

@@ -25,15 +25,16 @@ from learner.pretraining.supervised import (
 )
 from rl.config.pretrain import FlowPretrain, FlowStage
 from rl.data.crops import CropSource
-from rl.objectives.nft import noised
-from rl.perceptual import Lpips
-from rl.policies.base import Condition, from_uint8
+from rl.flow.schedule import interpolated
+from rl.objectives.lpips import Lpips
+from rl.policies.base import LatentCondition, from_uint8
 from rl.policies.flux2sr.mini_vae import MiniVAE, running_statistics
 from rl.policies.flux2sr.policy import Flux2SR, patchify
+from rl.policies.flux2sr.section import Flux2SRSection
 from rl.seeding import derive_seed
 
 
-def make_flux2sr(config: FlowPretrain, lpips: Lpips, log: Log) -> None:
+def make_flux2sr(config: FlowPretrain, lpips: Lpips, log: Log) -> str:
     """Train the VAE, then the flow; write the folder that `from_pretrained` reads, in fp16."""
     out = Path(config.out)
     vae = MiniVAE().to(config.device)
@@ -42,11 +43,12 @@ def make_flux2sr(config: FlowPretrain, lpips: Lpips, log: Log) -> None:
     mean, var = running_statistics(vae.bn)
     mean.copy_(patchify(pairs.z_hr).mean((0, 2, 3)))
     var.copy_(patchify(pairs.z_hr).var((0, 2, 3)))
-    policy = Flux2SR(build_transformer(config).to(config.device), vae, prompt_tokens(config))
+    policy = Flux2SR(build_transformer(config).to(config.device), vae, prompt_tokens(config), Flux2SRSection())
     train_flow(policy, pairs, lpips, config, log)
     vae.half().save_pretrained(out / "vae")
-    policy.backbone.half().save_pretrained(out / "transformer")
+    policy.transformer.half().save_pretrained(out / "transformer")
     save_file({"prompt_embeds": prompt_tokens(config)}, out / "prompt_embeds.safetensors")
+    return describe_flux2sr(config)
 
 
 def describe_flux2sr(config: FlowPretrain) -> str:
@@ -86,7 +88,7 @@ def prompt_tokens(config: FlowPretrain) -> Tensor:
 
 def train_flow(policy: Flux2SR, pairs: Pairs, lpips: Lpips, config: FlowPretrain, log: Log) -> None:
     """Train the transformer in place; it ends with the EMA weights."""
-    stage, model = config.flow, policy.backbone
+    stage, model = config.flow, policy.transformer
     model.requires_grad_(True).train()
     z_hr, z_lr = (policy.normalise(patchify(z)) for z in (pairs.z_hr, pairs.z_lr))
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=stage.weight_decay)
@@ -118,9 +120,9 @@ def _flow_loss(
     eps = torch.randn_like(x0)
     # stratified noise levels: every batch covers [0, 1] evenly
     t = (torch.rand(1) + torch.arange(len(index)) / len(index)).remainder(1.0).to(x0.device)
-    x_t = noised(x0, eps, t)
-    conditions = [Condition(z_lr[i][None]) for i in index]
-    v = policy.velocity(x_t, t, conditions)
+    x_t = interpolated(x0, eps, t)
+    conditions = [LatentCondition(z_lr[i][None]) for i in index]
+    v = policy.prediction(x_t, t, conditions)
     flow = (v - (eps - x0)).square().mean()
     share = step / stage.steps
     if share < stage.image_from:

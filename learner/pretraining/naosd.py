@@ -23,19 +23,20 @@ from torch import Tensor, nn
 from learner.pretraining import progress
 from learner.pretraining.stable_diffusion import make_base, noise_loss, predict
 from learner.pretraining.supervised import Log, cosine, set_lr, to_tensor
-from rl.config.policy import UNET_ALL, PolicyConfig
 from rl.config.pretrain import NAOSDPretrain, StudentStage
 from rl.data.crops import CropSource
 from rl.data.degradation import degrade
 from rl.data.prompts import load_prompts
-from rl.errors import InputError
-from rl.objectives.vsd import add_noise, guided, predicted_x0, vsd_loss
-from rl.perceptual import Lpips
-from rl.policies import load_policy
-from rl.policies.base import Condition
-from rl.policies.lora import target_modules, using
+from rl.data.source import ENLARGEMENTS
+from rl.flow.ddpm import guided, noised, predicted_x0
+from rl.objectives.lpips import Lpips
+from rl.objectives.vsd import vsd_loss
+from rl.policies.base import LatentCondition, enlarged
+from rl.policies.lora import active, target_modules
 from rl.policies.naosd.policy import NAOSD
+from rl.policies.naosd.section import UNET_ALL, NAOSDSection
 from rl.seeding import derive_seed
+from rl.types import U8
 
 VAE_ENCODER = ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut", "to_q", "to_k", "to_v", "to_out.0")
 STUDENT, FAKE = "student", "fake"
@@ -43,7 +44,7 @@ KEPT = ("scheduler", "tokenizer", "text_encoder", "prompt_embeds.safetensors")
 """What a NAOSD folder takes over from its base as it is."""
 
 
-def make_naosd(config: NAOSDPretrain, lpips: Lpips, log: Log) -> None:
+def make_naosd(config: NAOSDPretrain, lpips: Lpips, log: Log) -> str:
     """Distil the student; write the folder that `from_pretrained` reads, in fp16."""
     out = Path(config.out)
     stage, interrupted = config.student, progress.read(config)
@@ -58,7 +59,7 @@ def make_naosd(config: NAOSDPretrain, lpips: Lpips, log: Log) -> None:
     teacher.requires_grad_(False).to(config.device)
     teacher.add_adapter(_lora(stage.fake_rank, stage.lora_alpha, target_modules(teacher, UNET_ALL)), FAKE)
     Distillation(student, teacher, lpips, config).run(log, interrupted)
-    for model, name in ((student.vae, "vae"), (student.backbone, "unet")):
+    for model, name in ((student.vae, "vae"), (student.unet, "unet")):
         model.fuse_lora()
         model.unload_lora()
         model.half().save_pretrained(out / name)
@@ -68,19 +69,17 @@ def make_naosd(config: NAOSDPretrain, lpips: Lpips, log: Log) -> None:
         elif (base / name).is_file():
             shutil.copyfile(base / name, out / name)
     (out / progress.FILE).unlink(missing_ok=True)
+    return describe_naosd(config)
 
 
 def load_student(base: Path, config: NAOSDPretrain) -> NAOSD:
     """The base as a one-step policy, with LoRA on the UNet and on the VAE's encoder and conv_in free."""
     stage = config.student
-    policy = load_policy(
-        PolicyConfig(
-            type="naosd", path=str(base.absolute()), device=config.device, t_add=config.t_add, t_diff=config.t_diff
-        )
+    section = NAOSDSection.model_validate(
+        {"path": str(base.absolute()), "device": config.device, "t_add": config.t_add, "t_diff": config.t_diff}
     )
-    if not isinstance(policy, NAOSD):
-        raise InputError(f"base {base}: expected Stable Diffusion's layout, got {type(policy).__name__}")
-    unet, vae = policy.backbone, policy.vae
+    policy = NAOSD.from_folder(section.folder(), section)
+    unet, vae = policy.unet, policy.vae
     layers = [name for name in target_modules(unet, UNET_ALL) if name != "conv_in"]
     unet.add_adapter(_lora(stage.lora_rank, stage.lora_alpha, layers), STUDENT)
     unet.conv_in.requires_grad_(True)
@@ -95,11 +94,13 @@ class Distillation:
     def __init__(self, student: NAOSD, teacher: UNet2DConditionModel, lpips: Lpips, config: NAOSDPretrain) -> None:
         self.student, self.teacher, self.lpips, self.config = student, teacher, lpips, config
         self.stage: StudentStage = config.student
-        self.both = nn.ModuleList([student.backbone, student.vae])
+        self.both = nn.ModuleList([student.unet, student.vae])
         self.optimizer = _adamw(self.both, self.stage.lr, self.stage)
         self.fake_optimizer = _adamw(teacher, self.stage.fake_lr, self.stage)
         self.scheduler = student.scheduler
-        self.source = CropSource(config.photos, derive_seed(config.seed, "student"), augment=config.augment)
+        self.source = CropSource(
+            config.photos, derive_seed(config.seed, "student"), augment=config.augment, flip=config.flip
+        )
         self.prompts = load_prompts(config.prompts, self.source.names)
         self.negative = student.prompts.negative(config.negative_prompt).to(student.device)
         self.drawn = 0
@@ -110,8 +111,8 @@ class Distillation:
         recent: list[list[float]] = []
         done = 0
         if interrupted is not None:
-            done = progress.restore(self, interrupted)
-            log(f"student: goes on after step {done} of {stage.steps}")
+            done = self.resume(interrupted)
+            log(f"student: resumes after step {done} of {stage.steps}")
         for step in range(done, stage.steps):
             set_lr(self.optimizer, stage.lr * cosine(step, stage.steps, floor=stage.floor, warmup=stage.warmup_steps))
             recent = [*recent[-99:], self.step()]
@@ -119,8 +120,40 @@ class Distillation:
                 shown = ", ".join(f"{v:.4f}" for v in np.mean(recent, axis=0))
                 log(f"student {step + 1}/{stage.steps}: pixel, LPIPS, VSD, fake {shown}")
             if (step + 1) % stage.checkpoint_every == 0:
-                progress.write(self, step + 1)
+                progress.write(self.config, self.state(step + 1))
         self.both.requires_grad_(False).eval()
+
+    def state(self, done: int) -> dict[str, Any]:
+        """Everything that step `done` (from 0) depends on."""
+        return {
+            "done": done,
+            "drawn": self.drawn,
+            "crops": self.source.state,
+            "trained": [parameter.detach() for parameter in self._trained()],
+            "optimizers": [self.optimizer.state_dict(), self.fake_optimizer.state_dict()],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.config.device) if self._on_cuda() else None,
+        }
+
+    @torch.no_grad()
+    def resume(self, state: dict[str, Any]) -> int:
+        """Take over what `state` gave; returns the number of steps that are done."""
+        for parameter, value in zip(self._trained(), state["trained"], strict=True):
+            parameter.copy_(value)
+        for optimizer, kept in zip((self.optimizer, self.fake_optimizer), state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.drawn, self.source.state = state["drawn"], state["crops"]
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and self._on_cuda():
+            torch.cuda.set_rng_state(state["cuda"], self.config.device)
+        done: int = state["done"]
+        return done
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for model in (self.both, self.teacher) for p in model.parameters() if p.requires_grad]
+
+    def _on_cuda(self) -> bool:
+        return torch.device(self.config.device).type == "cuda"
 
     def step(self) -> list[float]:
         """One optimiser step of each; the mean losses of its batches."""
@@ -138,7 +171,7 @@ class Distillation:
         _update(self.optimizer, self.both)
         fakes = []
         for x0, text in latents:
-            with self.autocast(), using(self.teacher, FAKE):
+            with self.autocast(), active(self.teacher, FAKE):
                 fake = noise_loss(self.teacher, x0, text, self.scheduler)
             torch.autograd.backward(fake / self.stage.accumulate)
             fakes.append(float(fake.detach()))
@@ -154,15 +187,22 @@ class Distillation:
         small = [
             degrade(c, scale=config.scale, recipe=config.recipe, seed=s) for c, s in zip(crops, seeds, strict=True)
         ]
-        lr = nn.functional.interpolate(to_tensor(small), scale_factor=config.scale, mode="bicubic").clamp(-1, 1)
+        lr = torch.cat([self._enlarged(image, seed) for image, seed in zip(small, seeds, strict=True)])
         text = torch.cat([self.student.prompts(self.prompts[name]) for name in names])
         return to_tensor(list(crops)).to(device), lr.to(device), text.to(device)
+
+    def _enlarged(self, small: U8, seed: int) -> Tensor:
+        """LR `[h, w, 3]` -> `[1, 3, H, W]` in [-1, 1]."""
+        draw = derive_seed(seed, "enlarge") % len(ENLARGEMENTS)
+        way = ENLARGEMENTS[draw] if self.config.enlargement == "random" else "bicubic"
+        return enlarged(small.transpose(2, 0, 1), self.config.scale, 1, way)
 
     def losses(self, hr: Tensor, lr: Tensor, text: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """x0 `[B, C, h, w]` and the pixel, LPIPS and VSD losses."""
         low, high = self.stage.t_add_range or (self.config.t_add, self.config.t_add)
         x0 = one_step(self.student, lr, text, torch.randint(low, high + 1, (len(lr),), device=lr.device))
         y = self.student.decode(x0).float()
+        y = y.clamp(-1, 1) if self.stage.clamp else y
         pixel = nn.functional.mse_loss(y, hr) if self.stage.pixel == "l2" else nn.functional.l1_loss(y, hr)
         return x0, (pixel, self.lpips(y, hr).mean(), self.distil(x0, text))
 
@@ -173,10 +213,10 @@ class Distillation:
         t = torch.randint(low, high, (len(x0),), device=x0.device)
         abar = alphas.to(x0.device)[t]
         with torch.no_grad():
-            z_t = add_noise(x0, torch.randn_like(x0), abar)
-            with using(self.teacher, FAKE):
+            z_t = noised(x0, torch.randn_like(x0), abar)
+            with active(self.teacher, FAKE):
                 e_fake = predict(self.teacher, z_t, t, text)
-            with using(self.teacher, None):
+            with active(self.teacher, None):
                 e_real = predict(self.teacher, z_t, t, text)
                 if self.stage.guidance != 1.0:
                     negative = predict(self.teacher, z_t, t, self.negative.expand(len(x0), -1, -1))
@@ -193,9 +233,9 @@ def one_step(student: NAOSD, lr: Tensor, text: Tensor, t_add: Tensor) -> Tensor:
     """x0 `[B, C, h, w]` of enlarged LR images `[B, 3, H, W]` in [-1, 1], noised at `t_add` `[B]`, with a gradient to
     encoder and UNet."""
     z = student.vae.encode(lr).latent_dist.mode() * student.vae.config.scaling_factor
-    z_t = add_noise(z, torch.randn_like(z), student.alphas_cumprod.to(z.device)[t_add])
-    conditions = [Condition(z[i : i + 1].detach(), text[i : i + 1]) for i in range(len(z))]
-    return student.clean(z_t, student.epsilon(z_t, conditions))
+    z_t = noised(z, torch.randn_like(z), student.alphas_cumprod.to(z.device)[t_add])
+    conditions = [LatentCondition(z[i : i + 1].detach(), text[i : i + 1]) for i in range(len(z))]
+    return student.clean(z_t, student.prediction(z_t, t_add, conditions), t_add)
 
 
 def _lora(rank: int, alpha: float, layers: Sequence[str]) -> LoraConfig:

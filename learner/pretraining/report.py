@@ -8,13 +8,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from learner.pretraining.supervised import to_tensor
-from rl.config.policy import SamplerConfig
-from rl.config.pretrain import PretrainBase
+from rl.config.pretrain import PretrainSection
+from rl.config.rollout import ODESection, OneStepSection
 from rl.data.degradation import degrade
 from rl.data.photos import load_photos
-from rl.perceptual import Lpips
-from rl.policies.base import FlowPolicy, Policy, from_uint8, member_noise, to_uint8
-from rl.sampling import draw
+from rl.objectives.lpips import Lpips
+from rl.policies.base import Policy, from_uint8, member_noise, to_uint8
 from rl.seeding import derive_seed
 from rl.types import U8
 
@@ -23,7 +22,7 @@ SAMPLES = 4
 _BT601 = (65.481, 128.553, 24.966)
 
 
-def held_out_crops(config: PretrainBase) -> list[tuple[U8, U8]]:
+def held_out_crops(config: PretrainSection) -> list[tuple[U8, U8]]:
     """(HR `[H, W, 3]`, LR) of evenly spread crops of every held-out photograph."""
     found = []
     for name, photo in load_photos(config.held_out).items():
@@ -45,20 +44,20 @@ def psnr_y(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def score(
-    policy: Policy, crops: list[tuple[U8, U8]], lpips: Lpips, config: PretrainBase, sheet: Path
+    policy: Policy, crops: list[tuple[U8, U8]], lpips: Lpips, config: PretrainSection, sheet: Path
 ) -> dict[str, float]:
     """Single-sample PSNR(Y) and LPIPS-squeeze against bicubic, and how much the samples of a crop differ."""
     device = torch.device(config.device)
     hr = to_tensor([pair[0] for pair in crops]).to(device)
     lr = to_tensor([pair[1] for pair in crops]).to(device)
     bicubic = nn.functional.interpolate(lr, scale_factor=config.scale, mode="bicubic").clamp(-1, 1)
-    conditions = [policy.encode(np.ascontiguousarray(pair[1].transpose(2, 0, 1)), config.scale) for pair in crops]
+    conditions = [policy.condition(np.ascontiguousarray(pair[1].transpose(2, 0, 1)), config.scale) for pair in crops]
     shape = policy.latent_shape(conditions[0])
-    sampler = SamplerConfig(solver="dpm2", steps=config.sampler_steps, shift=1.0)
+    sampler = OneStepSection() if policy.section.one_step else ODESection(steps=config.sampler_steps)
     samples = []
     for k in range(SAMPLES):
         noise = member_noise([derive_seed("held-out", i, k) for i in range(len(crops))], shape, device)
-        samples.append(from_uint8(to_uint8(policy.decode(draw(policy, noise, conditions, sampler)))))
+        samples.append(from_uint8(to_uint8(policy.decode(policy.sample(noise, conditions, sampler)))))
     group = torch.stack([psnr_y(x, hr) for x in samples])
     _write_sheet(sheet, [bicubic, *samples, hr], lr, config.scale)
     return {
@@ -82,18 +81,19 @@ def _write_sheet(path: Path, columns: list[Tensor], lr: Tensor, scale: int) -> N
 
 
 def card(
-    config: PretrainBase, source: str, scores: dict[str, float], minutes: float, policy: Policy, stages: str
+    config: PretrainSection, source: str, scores: dict[str, float], minutes: float, policy: Policy, stages: str
 ) -> str:
     """The preset's README: data, command, seed, time, scores of the written files."""
     names = {Path(path.removeprefix("skimage:")).stem for group in config.photos for path in group.path}
     held_out = sorted(Path(path.removeprefix("skimage:")).stem for path in config.held_out)
-    millions = sum(p.numel() for p in policy.backbone.parameters()) / 1e6
+    millions = sum(p.numel() for module in policy.modules.values() for p in module.parameters()) / 1e6
     degradation = config.degradation if isinstance(config.degradation, str) else "the recipe's own"
     vae = config.vae
-    sampling = f"{config.sampler_steps} dpm2 steps" if isinstance(policy, FlowPolicy) else "one step"
+    sampling = "one step" if policy.section.one_step else f"{config.sampler_steps} dpm2 steps"
+    classes = ", ".join(type(module).__name__ for module in policy.modules.values())
     return f"""# {Path(config.out).name}
 
-{type(policy).__name__} at a size that needs no download: {type(policy.backbone).__name__} with {millions:.2f} M parameters and a small 8x VAE, fp16.
+{type(policy).__name__} at a size that needs no download: {classes} with {millions:.2f} M parameters and a small 8x VAE, fp16.
 Not a restoration model for real use.
 
 **Data.** {", ".join(sorted(names))}; crops of {config.crop}, x{config.scale}, degradation `{degradation}`.

@@ -18,8 +18,8 @@ from learner.pretraining.near_identity import start_near_identity
 from learner.pretraining.supervised import Log, cosine, descend, set_lr, to_tensor, train_vae
 from rl.config.pretrain import NAOSDPretrain
 from rl.data.crops import CropSource
-from rl.objectives.vsd import add_noise
-from rl.perceptual import Lpips
+from rl.flow.ddpm import noised
+from rl.objectives.lpips import Lpips
 from rl.seeding import derive_seed
 
 
@@ -113,7 +113,7 @@ def noise_loss(unet: nn.Module, x0: Tensor, text: Tensor, scheduler: DDPMSchedul
     """mean (e(z_t, t, text) - eps)^2 at t ~ U[0, T); x0 `[B, C, h, w]`, text `[B, L, D]`."""
     t = torch.randint(0, scheduler.config.num_train_timesteps, (len(x0),), device=x0.device)
     eps = torch.randn_like(x0)
-    z_t = add_noise(x0, eps, scheduler.alphas_cumprod.to(x0.device)[t])
+    z_t = noised(x0, eps, scheduler.alphas_cumprod.to(x0.device)[t])
     return (predict(unet, z_t, t, text) - eps).square().mean()
 
 

@@ -14,10 +14,10 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from rl.config.pretrain import PretrainBase, VaeStage
+from rl.config.pretrain import PretrainSection, VaeStage
 from rl.data.crops import CropSource
 from rl.data.degradation import degrade
-from rl.perceptual import Lpips
+from rl.objectives.lpips import Lpips
 from rl.policies.base import from_uint8, to_uint8
 from rl.seeding import derive_seed
 from rl.types import U8
@@ -77,7 +77,7 @@ class Pairs:
 
 
 @torch.no_grad()
-def cache_pairs(vae: ModelMixin, source: CropSource, config: PretrainBase) -> Pairs:
+def cache_pairs(vae: ModelMixin, source: CropSource, config: PretrainSection) -> Pairs:
     """Make pairs and encode both sides."""
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for first in range(0, config.pairs, 64):

@@ -1,17 +1,15 @@
 """Where images come from and how LR images are made of HR images."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from rl.config.base import Section
+from rl.config.base import InputPath, Section
+from rl.config.open_union import OpenUnion
 from rl.config.prompts import PromptSection
 from rl.config.tagger import TaggerConfig
 
 Range = tuple[float, float]
-
-SKIMAGE = "skimage:"
-"""Begins the name of a photograph that scikit-image carries."""
 
 
 class DegradationOrder(Section):
@@ -112,20 +110,22 @@ DegradationChoice = Annotated[
 """A named recipe or the ranges; the tag decides which of the two a mistake is explained as."""
 
 
-class DataConfig(PromptSection):
+class DataSection(PromptSection):
     """The stream of LR images, in an order that depends on the run's seed alone."""
 
-    kind: Literal["hr", "lr", "paired"] = "hr"
-    """`hr`: photographs, cropped and degraded on the fly. `lr`: real LR images without HR. `paired`: LR images with
-    an HR image of the same file name under `hr_path`."""
-    path: list[str] = Field(min_length=1)
+    has_hr: ClassVar[bool] = True
+
+    kind: str
+    path: Annotated[list[str], Field(min_length=1), InputPath()]
     """Files, folders, or `skimage:<name>` for a photograph that scikit-image carries. A single string is accepted."""
-    hr_path: str | None = None
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32)
     """Side of the HR crop in pixels; the LR crop is `crop / scale`."""
-    degradation: DegradationChoice = "light"
-    """A named recipe, or the full set of ranges. Read only by `kind: hr`."""
+    flip: bool = False
+    """Mirror every other image, by chance (GDPO-SR's training)."""
+    enlargement: Literal["bicubic", "random"] = "bicubic"
+    """How the policy enlarges the LR image: bicubically, or by bicubic, bilinear or area, drawn for each image
+    (GDPO-SR's training)."""
     tagger: TaggerConfig | None = None
     """Writes each image's prompt from what it sees there, instead of `prompt` and `prompt_path`."""
 
@@ -138,10 +138,6 @@ class DataConfig(PromptSection):
     def _consistent(self) -> Self:
         if self.crop % self.scale:
             raise ValueError(f"data.crop must be divisible by data.scale {self.scale}, got {self.crop}")
-        if self.kind == "paired" and self.hr_path is None:
-            raise ValueError("data.kind 'paired' needs data.hr_path: a folder with HR images of the same file names")
-        if self.kind != "paired" and self.hr_path is not None:
-            raise ValueError(f"data.hr_path is read only by data.kind 'paired', got kind '{self.kind}': remove it")
         self._check_tagger()
         return self
 
@@ -157,9 +153,46 @@ class DataConfig(PromptSection):
             )
 
     @property
-    def has_hr(self) -> bool:
-        return self.kind != "lr"
+    def source_side(self) -> int:
+        """Side of a crop of the images in `path`."""
+        return self.crop // self.scale
+
+
+class PhotoData(DataSection):
+    """Photographs, cropped and degraded on the fly."""
+
+    kind: Literal["hr"] = "hr"
+    degradation: DegradationChoice = "light"
+    """A named recipe, or the full set of ranges."""
+
+    @property
+    def source_side(self) -> int:
+        return self.crop
 
     @property
     def recipe(self) -> Degradation:
         return DEGRADATIONS[self.degradation] if isinstance(self.degradation, str) else self.degradation
+
+
+class LRData(DataSection):
+    """Real LR images without ground truth."""
+
+    has_hr = False
+
+    kind: Literal["lr"] = "lr"
+
+
+class PairedData(DataSection):
+    """Real LR images with an HR image of the same file name."""
+
+    kind: Literal["paired"] = "paired"
+    hr_path: Annotated[str, InputPath()]
+    """The folder with the HR images."""
+
+
+DATA: dict[str, str] = {
+    "hr": "rl.config.data:PhotoData",
+    "lr": "rl.config.data:LRData",
+    "paired": "rl.config.data:PairedData",
+}
+AnyData = Annotated[DataSection, OpenUnion(DATA, base=DataSection, key="kind", default="hr")]

@@ -1,14 +1,17 @@
-"""YAML plus dotted overrides in, a checked `RunConfig` out; every mistake is one readable line."""
+"""YAML plus dotted overrides in, a checked recipe of the `kind` that it names out; every mistake is one readable
+line."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from rl.config.base import Section
+from rl.config.open_union import OpenUnion
+from rl.config.pretrain import PRETRAINS, PretrainSection
 from rl.config.run import RunConfig
 from rl.errors import InputError
 
@@ -19,9 +22,47 @@ class ConfigError(InputError):
     """A configuration that cannot run; the message says what was expected, what came and what to write."""
 
 
+def _online(raw: dict[str, Any]) -> type[Section]:
+    return RunConfig
+
+
+def _pretrain(raw: dict[str, Any]) -> type[Section]:
+    return PRETRAINS.member(raw.get("type", PRETRAINS.default))
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], type[Section]]] = {"online": _online, "pretrain": _pretrain}
+"""What a recipe can be, `kind` at its root -> its section. `isrl train` runs `online`."""
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Section:
+    """Read `path`, apply `a.b.0.c=value` overrides in order (values are YAML), validate as what its `kind` says."""
+    raw = read_recipe(path, overrides)
+    if raw.get("kind") not in KINDS:
+        got = f"got {raw['kind']!r}" if "kind" in raw else "got none"
+        raise ConfigError(f"{path}:\n  kind: expected one of {', '.join(KINDS)} at the root of a recipe, {got}")
+    try:
+        section = KINDS[raw["kind"]](raw)
+    except ValueError as error:
+        raise ConfigError(f"{path}:\n  {error}") from error
+    return validate(section, raw, str(path))
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read `path`, apply `a.b.0.c=value` overrides in order (values are YAML), validate."""
-    return validate(RunConfig, read_recipe(path, overrides), str(path))
+    """An online recipe."""
+    return _expect(RunConfig, load_recipe(path, overrides), path)
+
+
+def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> PretrainSection:
+    """A recipe of `isrl pretrain`; its `type` says which preset it makes."""
+    return _expect(PretrainSection, load_recipe(path, overrides), path)
+
+
+def _expect(wanted: type[Model], recipe: Section, path: Path) -> Model:
+    if not isinstance(recipe, wanted):
+        kind = recipe.model_dump()["kind"]
+        command = {"online": "train"}.get(kind, kind)
+        raise ConfigError(f"{path}: expected a recipe of another kind, got kind '{kind}'; run it with isrl {command}")
+    return recipe
 
 
 def read_recipe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -44,20 +85,22 @@ def validate(model: type[Model], raw: dict[str, Any], source: str) -> Model:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(detail, model) for detail in error.errors()]
+        lines = [_explain(detail, model, raw) for detail in error.errors()]
         raise ConfigError("\n".join([f"{source}:", *lines])) from error
 
 
-def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal value."""
+def dump_config(config: Section) -> str:
+    """The resolved configuration as YAML that `load_recipe` reads back to an equal value."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _explain(error: Any, model: type[Section]) -> str:
+def _explain(error: Any, model: type[Section], raw: Any) -> str:
     # a tagged union puts the tag of the alternative, written <tag>, into the path
-    where = ".".join(part for part in map(str, error["loc"]) if not part.startswith("<")) or "config"
+    loc = [part for part in error["loc"] if not str(part).startswith("<")]
+    where = ".".join(map(str, loc)) or "config"
     if error["type"] == "extra_forbidden":
-        hint = difflib.get_close_matches(str(error["loc"][-1]), _field_names(error["loc"][:-1], model), n=1)
+        section = _section_at(model, raw, loc[:-1])
+        hint = difflib.get_close_matches(str(loc[-1]), section.model_fields if section else (), n=1)
         return f"  {where}: unknown key" + (f"; did you mean '{hint[0]}'?" if hint else "; remove it")
     message = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
@@ -65,25 +108,30 @@ def _explain(error: Any, model: type[Section]) -> str:
     return f"  {where}: {message}{got}"
 
 
-def _field_names(loc: tuple[str | int, ...], model: type[Section]) -> list[str]:
-    schema: dict[str, Any] = model.model_json_schema()
-    node = schema
+def _section_at(model: type[Section], raw: Any, loc: Sequence[str | int]) -> type[Section] | None:
+    """The class of the section at `loc`, where a union's member depends on what `raw` has there."""
+    section: type[Section] | None = model
+    marks: Sequence[Any] = ()
+    annotation: Any = model
     for part in loc:
-        node = _resolve(node, schema)
-        if isinstance(part, int):
-            node = node.get("items", {})
-        elif not part.startswith("<"):
-            node = node.get("properties", {}).get(part, {})
-    return list(_resolve(node, schema).get("properties", {}))
+        raw = raw[part]
+        if not isinstance(part, int):
+            if section is None or part not in section.model_fields:
+                return None
+            field = section.model_fields[part]
+            marks, annotation = field.metadata, field.annotation
+        section = _section_of(annotation, marks, raw)
+    return section
 
 
-def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    for option in [node, *node.get("allOf", []), *node.get("anyOf", []), *node.get("oneOf", [])]:
-        if "$ref" in option:
-            name = option["$ref"].rsplit("/", 1)[1]
-            found: dict[str, Any] = schema["$defs"][name]
-            return found
-    return node
+def _section_of(annotation: Any, marks: Sequence[Any], raw: Any) -> type[Section] | None:
+    for mark in (*marks, *getattr(annotation, "__metadata__", ())):
+        if isinstance(mark, OpenUnion) and isinstance(raw, dict):
+            return mark.member(raw.get(mark.key, mark.default))
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, Section) else None
+    found = (_section_of(inner, (), raw) for inner in get_args(annotation))
+    return next((section for section in found if section is not None), None)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -1,10 +1,10 @@
 """What a run reports while it runs: the JSON lines are always written, everything else is chosen here."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rl.config.base import Section
+from rl.config.base import ReadWith, Section
 
 
 class MonitorConfig(Section):
@@ -12,8 +12,8 @@ class MonitorConfig(Section):
 
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     """`offline` needs no key and no network: upload later with `wandb sync`. `online` reads WANDB_API_KEY."""
-    project: str = Field("isrl", min_length=1)
-    entity: str | None = None
+    project: Annotated[str, Field(min_length=1), ReadWith("wandb", "offline", "online")] = "isrl"
+    entity: Annotated[str | None, ReadWith("wandb", "offline", "online")] = None
     """W&B team; None is the key's own account."""
     sample_every: int = Field(10, ge=1)
     """Steps between two sample sheets (PNG and JSON, and a W&B table where W&B is on)."""

@@ -1,11 +1,22 @@
-"""Objectives and how rewards become advantages."""
+"""Objectives: each section has the values of one algorithm and declares what that algorithm needs of a run.
 
-from typing import Annotated, Any, Literal
+The system asks the declaration and knows no objective by its name. An objective of your own extends `ObjectiveSection`
+and is named by `type: package.module:Class`.
+"""
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from rl.config.base import Section
-from rl.config.policy import SamplerConfig
+from rl.config.open_union import OpenUnion
+
+if TYPE_CHECKING:
+    from rl.config.policy import PolicySection
+    from rl.config.rollout import SamplerSection
+
+Anchor = Literal["newest", "behaviour"]
+Order = Literal["timesteps", "samples"]
 
 
 class OldDecay(Section):
@@ -18,13 +29,68 @@ class OldDecay(Section):
     schedule: Literal["none", "ramp", "delayed"] = "ramp"
 
 
-SampledWith = Literal["policy", "reference", "trajectory"]
-"""How a training group is sampled: with the newest adapter, with adapters off, or stochastically with the newest
-adapter and its steps recorded."""
+class ObjectiveSection(Section):
+    """What every objective declares."""
+
+    builder: ClassVar[str]
+    """`module:Class` of the `rl.objectives.base.Objective`."""
+    likelihood: ClassVar[bool] = False
+    """Groups carry a trajectory: they are sampled with steps that have a likelihood, in micro-batches of which training
+    repeats each as it was."""
+    pairs: ClassVar[bool] = False
+    """Trains on pairs of members (`rl.preferences`) instead of all members."""
+    varied_levels: ClassVar[bool] = False
+    """Members of a group may differ by the level of their noise instead of the noise."""
+
+    type: str
+
+    @property
+    def from_reference(self) -> bool:
+        """Groups are sampled with the reference instead of the newest adapter."""
+        return False
+
+    @property
+    def keeps_mean(self) -> bool:
+        """A trajectory carries the means of its steps."""
+        return False
+
+    @property
+    def reference_needed(self) -> bool:
+        """The loss compares with the reference."""
+        return False
+
+    @property
+    def anchor_needed(self) -> Anchor | None:
+        """The adapter that the loss holds the policy against beside the reference; None where there is none."""
+        return None
+
+    @property
+    def reward_weight_clip(self) -> float | None:
+        """DiffusionNFT's Z, where advantages become reward weights r = clip(1/2 + A / (2 Z), 0, 1)."""
+        return None
+
+    @property
+    def update_order(self) -> Order:
+        """How micro-batches are shared out among the updates of a batch. `timesteps`: each update sees every group at
+        some of its slots; `samples`: each sees some of the members at all of them."""
+        return "timesteps"
+
+    def slots(self, sampler: "SamplerSection") -> int:
+        """How often each member is trained on in one batch: timesteps, steps of a trajectory, or draws of noise."""
+        raise NotImplementedError
+
+    def forwards(self) -> int:
+        """Forward passes of the backbone for one micro-batch."""
+        return 1 + self.reference_needed + (self.anchor_needed is not None)
+
+    def check(self, policy: "PolicySection", sampler: "SamplerSection") -> None:
+        """Refuse, by ValueError, what this objective cannot train."""
 
 
-class NFTConfig(Section):
+class NFTSection(ObjectiveSection):
     """DiffusionNFT (arXiv 2509.16117) as in its code; LucidNFT publishes none of these values."""
+
+    builder = "rl.objectives.nft:NFTObjective"
 
     type: Literal["nft"] = "nft"
     beta: float = Field(1.0, gt=0)
@@ -33,43 +99,75 @@ class NFTConfig(Section):
     kl_weight: float = Field(1e-4, ge=0)
     """Weight of mean (v_theta - v_ref)^2; at 0 the reference forward is skipped. Not `beta`."""
     old_decay: OldDecay = OldDecay()
+    anchor: Anchor = "newest"
+    """Which `old` adapter the implicit policies are built around, where groups are older than the newest version: the
+    newest, or the behaviour that sampled the group. Without lag they are the same."""
     timestep_fraction: float = Field(0.99, gt=0, le=1)
     """Share of the sampler's grid that each member is trained on: floor(steps * fraction) random points."""
     allow_one_step: bool = False
     """DiffusionNFT's authors call one-step generators unsupported; set true to try anyway."""
 
     @property
-    def sampled_with(self) -> SampledWith:
-        return "policy"
-
-    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
-        """floor(steps * fraction), DiffusionNFT's number of trained grid points of a member."""
-        return int(sampler.steps * self.timestep_fraction)
-
-
-SampleFrom = Literal["reference", "policy"]
-
-
-class PreferenceConfig(Section):
-    """What GDPO and Diffusion-DPO share."""
-
-    sample_from: SampleFrom = "reference"
-    """`reference`: groups come from the frozen base, as GDPO-SR publishes it and as offline pairs amount to. `policy`:
-    from the newest adapter."""
-    draws: int = Field(1, ge=1)
-    """Noise draws per group, each a micro-batch."""
+    def reference_needed(self) -> bool:
+        return self.kl_weight > 0
 
     @property
-    def sampled_with(self) -> SampledWith:
-        return self.sample_from
+    def anchor_needed(self) -> Anchor:
+        return self.anchor
 
-    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
+    @property
+    def reward_weight_clip(self) -> float:
+        return self.adv_clip_max
+
+    def slots(self, sampler: "SamplerSection") -> int:
+        """floor(steps * fraction), DiffusionNFT's number of trained grid points of a member; at least 1 of one step."""
+        return 1 if sampler.steps_taken == 1 else int(sampler.steps_taken * self.timestep_fraction)
+
+    def check(self, policy: "PolicySection", sampler: "SamplerSection") -> None:
+        if policy.one_step and not self.allow_one_step:
+            raise ValueError(
+                f"objective '{self.type}' needs a multi-step generator, got policy '{policy.type}' (DiffusionNFT's "
+                "authors: unsupported); use objective gdpo, or set objective.allow_one_step: true"
+            )
+        if self.allow_one_step and not policy.one_step:
+            raise ValueError(
+                f"objective.allow_one_step is read only with a one-step policy, got '{policy.type}'; remove it"
+            )
+        if self.slots(sampler) < 1:
+            raise ValueError(
+                f"objective.timestep_fraction {self.timestep_fraction} of {sampler.steps_taken} sampler steps leaves "
+                "no timestep to train on; raise one of them"
+            )
+
+
+class PreferenceSection(ObjectiveSection):
+    """What GDPO and Diffusion-DPO share."""
+
+    varied_levels = True
+
+    sample_from: Literal["reference", "policy"] = "reference"
+    """`reference`: groups come from the frozen reference, as GDPO-SR publishes it and as offline pairs amount to.
+    `policy`: from the newest adapter."""
+    draws: int = Field(1, ge=1)
+    """Noise draws per group."""
+
+    @property
+    def from_reference(self) -> bool:
+        return self.sample_from == "reference"
+
+    @property
+    def reference_needed(self) -> bool:
+        return True
+
+    def slots(self, sampler: "SamplerSection") -> int:
         """One per noise draw, whatever the sampler's steps are."""
         return self.draws
 
 
-class GDPOConfig(PreferenceConfig):
+class GDPOSection(PreferenceSection):
     """GDPO-SR (arXiv 2603.16769), its published values."""
+
+    builder = "rl.objectives.gdpo:GDPOObjective"
 
     type: Literal["gdpo"] = "gdpo"
     omega: float = Field(5000.0, gt=0)
@@ -79,16 +177,22 @@ class GDPOConfig(PreferenceConfig):
     noise alone adds to an error is then the same for every member, and the advantages, which sum to 0, cancel it."""
 
 
-class DiffusionDPOConfig(PreferenceConfig):
-    """Diffusion-DPO (arXiv 2311.12908) on the best and worst member of each fresh group."""
+class DiffusionDPOSection(PreferenceSection):
+    """Diffusion-DPO (arXiv 2311.12908) on pairs of each fresh group."""
+
+    builder = "rl.objectives.diffusion_dpo:DiffusionDPOObjective"
+    pairs = True
 
     type: Literal["diffusion_dpo"] = "diffusion_dpo"
     beta: float = Field(5000.0, gt=0)
 
 
-class GRPOConfig(Section):
+class GRPOSection(ObjectiveSection):
     """Flow-GRPO (arXiv 2505.05470), DanceGRPO (2505.07818), MixGRPO (2507.21802), GRPO-Guard (2510.22319); the table of
     published values is in `rl.objectives.grpo`, the steps and windows are `rollout.sampler.sde`."""
+
+    builder = "rl.objectives.grpo:GRPOObjective"
+    likelihood = True
 
     type: Literal["grpo"] = "grpo"
     clip: float = Field(1e-4, gt=0, lt=1)
@@ -100,80 +204,50 @@ class GRPOConfig(Section):
     """GRPO-Guard's normalised log-ratio; refused for step `cps`, which publishes no density."""
     weight_by_dt: bool = False
     """Multiply a step's loss by 1 / dt, GRPO-Guard's weight."""
+    order: Order = "timesteps"
+    """`samples`, as published: micro-batches of members are shuffled over the batch, each update sees its share of them
+    at all trained steps. `timesteps`: each update sees every group at some steps."""
 
     @property
-    def sampled_with(self) -> SampledWith:
-        return "trajectory"
+    def update_order(self) -> Order:
+        return self.order
 
-    def micro_batches_per_group(self, sampler: SamplerConfig) -> int:
+    @property
+    def keeps_mean(self) -> bool:
+        return self.guard
+
+    @property
+    def reference_needed(self) -> bool:
+        return self.kl_weight > 0
+
+    def slots(self, sampler: "SamplerSection") -> int:
         """One per trained step of the trajectory."""
-        return sampler.sde.trained_steps(sampler.steps)
+        return sampler.trained_steps
+
+    def check(self, policy: "PolicySection", sampler: "SamplerSection") -> None:
+        if sampler.likelihood:
+            if self.guard and getattr(getattr(sampler, "sde", None), "step", None) == "cps":
+                raise ValueError(
+                    "objective.guard needs a step with a density, got rollout.sampler.sde.step 'cps'; write "
+                    "rollout.sampler.sde.step=flow_sde"
+                )
+            return
+        if policy.one_step:
+            raise ValueError(
+                f"objective '{self.type}' needs a multi-step generator, got policy '{policy.type}': one step has no "
+                "trajectory to take a likelihood of; write objective.type=gdpo, or give its latents a Gaussian with "
+                "rollout.sampler={solver: gaussian, std: 0.1}"
+            )
+        raise ValueError(
+            f"objective '{self.type}' needs a stochastic sampler, got rollout.sampler.solver '{sampler.solver}': an "
+            "ODE has no likelihood; write rollout.sampler.solver=sde"
+        )
 
 
-def _known(value: Any) -> Any:
-    """`nft` where there is no type; an unknown one is refused here, in words."""
-    if not isinstance(value, dict):
-        return value
-    kind = value.get("type", "nft")
-    if kind not in OBJECTIVE_TYPES:
-        raise ValueError(f"type must be one of {list(OBJECTIVE_TYPES)}, got {kind!r}")
-    return {**value, "type": kind}
-
-
-def _tag(value: Any) -> str:
-    return f"<{value['type'] if isinstance(value, dict) else getattr(value, 'type', 'nft')}>"
-
-
-ObjectiveConfig = Annotated[
-    Annotated[NFTConfig, Tag("<nft>")]
-    | Annotated[GDPOConfig, Tag("<gdpo>")]
-    | Annotated[DiffusionDPOConfig, Tag("<diffusion_dpo>")]
-    | Annotated[GRPOConfig, Tag("<grpo>")],
-    Discriminator(_tag),
-    BeforeValidator(_known),
-]
-OBJECTIVE_TYPES = ("nft", "gdpo", "diffusion_dpo", "grpo")
-
-
-class AdvantageConfig(Section):
-    """From the `[G, R]` scores of each group to one number per member."""
-
-    aggregation: Literal["decoupled", "scalarised", "attribute_aware"] = "decoupled"
-    """`decoupled` (LucidNFT): per-reward group z-score, weighted sum, batch z-score. `scalarised`: weighted sum of
-    raw rewards, centred in the group, divided by the batch's standard deviation (DiffusionNFT). `attribute_aware`
-    (GDPO-SR): in-group min-max, fidelity rewards weighted by the image's smooth share and perceptual ones by its
-    detailed share, group z-score."""
-    detail_share: float | None = Field(None, ge=0, le=1)
-    """Read only by `attribute_aware`. None: the HR image's own. 0: fidelity only, 1: perceptual only, 0.5: fixed."""
-    std_floor: float = Field(1e-3, ge=0)
-    """A reward whose group standard deviation is under `std_floor * reward.scale` has no say in that group
-    (advantage 0), so that float noise is not blown up to full weight. The value is ours."""
-    eps: float = Field(1e-4, ge=0)
-
-
-class OptimizerConfig(Section):
-    """AdamW, DiffusionNFT's values."""
-
-    lr: float = Field(3e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-
-
-class LearnerConfig(Section):
-    """L DeepSpeed ranks that train the `policy` adapter."""
-
-    ranks: int = Field(1, ge=1)
-    cpus_per_rank: float = Field(1.0, gt=0)
-    gpus_per_rank: float = Field(0.0, ge=0)
-    threads: int = Field(1, ge=1)
-    zero_stage: Literal[0, 1, 2] = 2
-    """0, 1 and 2 compared in tests/benchmarks/RESULTS.md, 7: 2 is the fastest there and needs the least memory."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    updates_per_batch: int = Field(1, ge=1)
-    """Optimiser steps per training batch; the (group, timestep) micro-batches are shared out among them."""
-    ema_decay: float = Field(0.9, ge=0, lt=1)
-    """EMA of the policy adapter for evaluation and export, warm-up min((1 + s) / (10 + s), ema_decay)."""
-    deadline_s: float = Field(1800.0, gt=0)
+OBJECTIVES: dict[str, str] = {
+    "nft": "rl.config.objective:NFTSection",
+    "gdpo": "rl.config.objective:GDPOSection",
+    "diffusion_dpo": "rl.config.objective:DiffusionDPOSection",
+    "grpo": "rl.config.objective:GRPOSection",
+}
+AnyObjective = Annotated[ObjectiveSection, OpenUnion(OBJECTIVES, base=ObjectiveSection, default="nft")]

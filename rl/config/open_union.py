@@ -66,7 +66,7 @@ def load(reference: str) -> Any:
     module, _, name = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise ValueError(
             f"'{reference}': {error}; a module is found in the directory that isrl is started from, or on PYTHONPATH"
         ) from error

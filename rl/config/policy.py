@@ -1,179 +1,165 @@
-"""The generator, its adapter, and how a group is sampled from it."""
+"""What every policy's section has, and where sections are found. A policy's own section lives in its folder."""
 
-import contextlib
-import math
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from rl.config.base import Section
+from rl.config.base import InputPath, Section
+from rl.config.open_union import OpenUnion
+from rl.errors import MissingInput
 
-FLUX2_ATTN_ADD = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-)
-FLUX2_SINGLE = ("attn.to_qkv_mlp_proj", "attn.to_out")
-FLUX2_FFN = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out")
-UNET_ATTN = ("to_q", "to_k", "to_v", "to_out.0")
-UNET_ALL = (
-    *UNET_ATTN, "conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut", "proj_in", "proj_out",
-    "ff.net.0.proj", "ff.net.2",
-)  # fmt: skip
-LORA_TARGETS: dict[str, tuple[str, ...]] = {
-    "attn_add": FLUX2_ATTN_ADD,
-    "attn_add_single": FLUX2_ATTN_ADD + FLUX2_SINGLE,
-    "attn_add_ffn": FLUX2_ATTN_ADD + FLUX2_FFN,
-    "unet_attn": UNET_ATTN,
-    "unet_all": UNET_ALL,
-}
-"""`unet_all` is GDPO-SR's set: attention, convolutions, projections and feed-forwards of a Stable Diffusion UNet.
-FoA-SR's default (`attn_add`) and its ablation (`attn_add_ffn`); `attn_add_single` adds the fused projections of
-FLUX.2's single blocks, which the paper neither includes nor excludes."""
+if TYPE_CHECKING:
+    from rl.config.data import DataSection
 
-PolicyType = Literal["flux2sr", "naosd"]
-TARGETS_OF: dict[PolicyType, tuple[str, ...]] = {
-    "flux2sr": ("attn_add", "attn_add_single", "attn_add_ffn"),
-    "naosd": ("unet_all", "unet_attn"),
-}
-"""The first is the default."""
+Prediction = Literal["velocity", "noise"]
 
 
-class LoraConfig(Section):
+class LoraSection(Section):
     """The trained adapter. LucidNFT: rank 32; alpha 64 is DiffusionNFT's value (LucidNFT's is unpublished)."""
 
     rank: int = Field(32, ge=1)
     alpha: float = Field(64.0, gt=0)
-    targets: Literal["attn_add", "attn_add_single", "attn_add_ffn", "unet_all", "unet_attn"] = "attn_add"
-    """Without a value: `attn_add` for flux2sr, `unet_all` for naosd."""
-    init_from: str | None = None
-    """A diffusers LoRA file to start from; it is loaded into the policy and into the behaviour adapter."""
+    targets: str = ""
+    """A name of the policy's `lora_targets`; without a value its first."""
+    init_from: Annotated[str | None, InputPath()] = None
+    """An adapter to start from, a file or a PEFT folder; it keeps its strength whatever rank and alpha are here."""
 
 
-class PolicyConfig(Section):
-    """Which generator, and where its weights are."""
+class PolicySection(Section):
+    """Which generator, and where its weights are. The class variables are the facts that the system asks for.
 
-    type: PolicyType = "flux2sr"
-    path: str = "mini"
-    """`mini` for the embedded weights, or a local diffusers folder: transformer/, vae/ (flux2sr); unet/, vae/,
-    scheduler/, tokenizer/, text_encoder/ (naosd)."""
+    A policy of your own extends this class and is named by `type: package.module:Class`.
+    """
+
+    builder: ClassVar[str]
+    """`module:Class` of the policy; its `from_folder(folder, section)` loads it."""
+    size_multiple: ClassVar[int]
+    """Output sides must be divisible by this."""
+    prediction: ClassVar[Prediction]
+    """What the backbone predicts: the velocity of a flow, or the noise of a DDPM."""
+    one_step: ClassVar[bool] = False
+    """One model call makes the image."""
+    solvers: ClassVar[tuple[str, ...]] = ("dpm2", "euler", "heun", "sde")
+    """Values of `rollout.sampler.solver` that it can be sampled with; the first is the default."""
+    lora_targets: ClassVar[dict[str, tuple[str, ...]]]
+    """Name -> layer-name suffixes; the first set is the default."""
+    files: ClassVar[tuple[str, ...]]
+    """What its folder must hold."""
+    text_files: ClassVar[tuple[str, ...]] = ()
+    """What its folder holds where it can encode prompts; empty where it never can."""
+    tile_px: ClassVar[int]
+    """Output side on which tiles look best: the side that the model was trained at."""
+    presets: ClassVar[Path | None] = None
+    """Folder with embedded weights, one folder per preset."""
+    preset_tile_px: ClassVar[int] = 128
+
+    type: str
+    path: Annotated[str, InputPath(may_be_name=True)] = "mini"
+    """`mini` for embedded weights, or a local diffusers folder."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     gradient_checkpointing: bool = False
-    prompt_embeds: str | None = None
+    prompt_embeds: Annotated[str | None, InputPath()] = None
     """A safetensors file with `prompt_embeds [L, D]`; the default is the file in the policy's folder."""
-    guidance: float = 1.0
-    """Read only where the transformer has a guidance embedding (FLUX.2-dev); FoA-SR samples at 1.0."""
-    t_add: int = Field(250, ge=0)
-    """naosd: DDPM timestep at which the LR latents are noised; more noise, more detail, less fidelity."""
-    t_diff: int = Field(100, ge=0)
-    """naosd: timestep at which the UNet is called."""
-    merge: list[str] = []
-    """naosd: published NAOSD and GDPO-SR checkpoints (.pkl) to merge into the folder's weights, in this order."""
-    lora: LoraConfig = LoraConfig()
+    lora: LoraSection = LoraSection()
+    reference: Annotated[str, InputPath(may_be_name=True)] = "start"
+    """What preference and KL terms compare with: `start`, the adapter that training begins with (`lora.init_from`, else
+    the base); `base`, adapters off; or an adapter file."""
 
     @model_validator(mode="before")
     @classmethod
-    def _targets(cls, raw: Any) -> Any:
-        """The default targets depend on the type, which `LoraConfig` does not know."""
-        if not isinstance(raw, dict) or raw.get("type", "flux2sr") not in TARGETS_OF:
+    def _default_targets(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
             return raw
         lora = raw.get("lora", {})
-        if isinstance(lora, dict) and "targets" not in lora:
-            return {**raw, "lora": {**lora, "targets": TARGETS_OF[raw.get("type", "flux2sr")][0]}}
+        if isinstance(lora, dict) and not lora.get("targets"):
+            return {**raw, "lora": {**lora, "targets": next(iter(cls.lora_targets))}}
         return raw
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.lora.targets not in TARGETS_OF[self.type]:
+    def _targets_are_known(self) -> Self:
+        if self.lora.targets not in self.lora_targets:
             raise ValueError(
-                f"lora.targets must be one of {list(TARGETS_OF[self.type])} for policy '{self.type}', "
+                f"lora.targets must be one of {list(self.lora_targets)} for policy '{self.type}', "
                 f"got '{self.lora.targets}'"
             )
-        if self.merge and self.type != "naosd":
-            raise ValueError(f"merge is read only by policy 'naosd', got policy '{self.type}'")
         return self
 
+    def absolute(self, root: Path) -> Self:
+        """A preset's name stays, also where a folder of that name lies in `root`."""
+        joined = super().absolute(root)
+        return joined if self.preset_folder() is None else joined.model_copy(update={"path": self.path})
 
-def _shift(value: object) -> object:
-    """A number may come as text from the command line; one rule, so that a mistake is one line."""
-    number = math.nan
-    if isinstance(value, int | float | str):
-        with contextlib.suppress(ValueError):
-            number = float(value)
-    if value != "flux2" and not number > 0:
-        raise ValueError(f"expected a number above 0 or 'flux2', got {value!r}")
-    return value if value == "flux2" else number
+    def preset_folder(self) -> Path | None:
+        """The embedded weights that `path` names, or None where it is a local folder."""
+        if self.presets is None or Path(self.path).name != self.path:
+            return None
+        folder = self.presets / self.path
+        return folder if folder.is_dir() else None
+
+    def folder(self) -> Path:
+        """The folder with the weights.
+
+        Raises:
+            MissingInput: a file is missing; the message names it.
+        """
+        folder = self.preset_folder() or Path(self.path).expanduser()
+        if not all((folder / file).is_file() for file in self.files):
+            names = [] if self.presets is None else sorted(p.name for p in self.presets.glob("*/"))
+            raise MissingInput(
+                f"policy.path '{self.path}': expected an embedded preset {names} or a local diffusers folder with "
+                f"{', '.join(self.files)}, found neither (looked in {folder.absolute()})"
+            )
+        if not self.prompt_file(folder).is_file() and not self.encodes_prompts(folder):
+            raise MissingInput(
+                f"policy.prompt_embeds: expected a safetensors file with `prompt_embeds [L, D]`, "
+                f"{self.prompt_file(folder)} does not exist; encode one prompt with the model's text encoder and write "
+                "policy.prompt_embeds=FILE"
+            )
+        return folder
+
+    def prompt_file(self, folder: Path) -> Path:
+        """The cached prompt embedding: the configured file, else the one in the policy's folder."""
+        return Path(self.prompt_embeds).expanduser() if self.prompt_embeds else folder / "prompt_embeds.safetensors"
+
+    def encodes_prompts(self, folder: Path) -> bool:
+        """Whether prompts are read: there is a text encoder, and no cached embedding takes its place."""
+        has_encoder = bool(self.text_files) and all((folder / file).is_file() for file in self.text_files)
+        return has_encoder and not self.prompt_file(folder).is_file()
+
+    def check(self) -> None:
+        """Refuse, by `InputError`, what the files of the policy contradict. Torch-free; called before anything
+        starts."""
+        self.folder()
+
+    def check_prompts(self, where: str, data: "DataSection") -> None:
+        """A policy with one cached embedding has nothing that could read a prompt."""
+        folder = self.preset_folder() or Path(self.path).expanduser()
+        given = [f"{where}.{key}" for key in ("prompt", "prompt_path", "prompt_suffix", "tagger") if getattr(data, key)]
+        if given and not self.encodes_prompts(folder):
+            raise ValueError(
+                f"{', '.join(given)}: policy '{self.type}' has one cached embedding for all images, "
+                f"{self.prompt_file(folder)}, and reads no prompts; remove {'it' if len(given) == 1 else 'them'}"
+            )
 
 
-Shift = Annotated[float | Literal["flux2"], BeforeValidator(_shift)]
+def reference_file(section: PolicySection) -> str | None:
+    """The file of the reference adapter; None where the reference is the base with adapters off."""
+    return {"base": None, "start": section.lora.init_from}.get(section.reference, section.reference)
 
 
-class SDEConfig(Section):
-    """Stochastic steps with a likelihood, which policy-gradient objectives need; `rl.flow.sde` has the equations."""
-
-    step: Literal["flow_sde", "cps", "dance"] = "flow_sde"
-    """Flow-GRPO's SDE, Coefficients-Preserving Sampling, or DanceGRPO's SDE."""
-    noise_level: float = Field(0.7, gt=0)
-    """Flow-GRPO 0.7, CPS 0.8 (at most 1), DanceGRPO's eta 0.3."""
-    window: Literal["all", "random", "sliding", "fraction"] = "all"
-    """Stochastic and trained steps: every step but the last (Flow-GRPO); `size` in a row at random in the first half
-    (Flow-GRPO-Fast); the same sliding on by one every `every` iterations (MixGRPO); all stochastic, a random
-    `fraction` trained (DanceGRPO)."""
-    size: int = Field(4, ge=1)
-    every: int = Field(25, ge=1)
-    fraction: float = Field(0.6, gt=0, le=1)
-    one_step_std: float | None = Field(None, gt=0)
-    """Forces a likelihood on a one-step policy, which has none: its latents become the mean of a Gaussian of this
-    standard deviation, the group's latents are drawn from it. Nothing else of this section is read then. Ours."""
-
-    @model_validator(mode="after")
-    def _level(self) -> Self:
-        if self.step == "cps" and self.noise_level > 1:
-            raise ValueError(f"sde.noise_level must be at most 1 for step 'cps', got {self.noise_level:g}")
-        return self
-
-    def trained_steps(self, steps: int) -> int:
-        """How many steps of a run of `steps` are trained; the last one never is."""
-        if self.one_step_std is not None:
-            return 1
-        return {"all": steps - 1, "fraction": int((steps - 1) * self.fraction)}.get(self.window, self.size)
+POLICIES: dict[str, str] = {
+    "flux2sr": "rl.policies.flux2sr.section:Flux2SRSection",
+    "naosd": "rl.policies.naosd.section:NAOSDSection",
+}
+POLICY_UNION = OpenUnion(POLICIES, base=PolicySection, default="flux2sr")
+AnyPolicy = Annotated[PolicySection, POLICY_UNION]
+"""The field of a recipe."""
 
 
-class SamplerConfig(Section):
-    """The denoising loop over the shifted flow schedule."""
-
-    solver: Literal["euler", "heun", "dpm2", "sde"] = "dpm2"
-    """`dpm2`: second-order multistep, one model call a step (first and last step first order). `heun`: two calls.
-    `sde`: groups are sampled with the stochastic steps of `sde`; evaluation takes Euler's."""
-    sde: SDEConfig = SDEConfig()
-    """Read only by solver `sde`."""
-    steps: int = Field(10, ge=1)
-    shift: Shift = "flux2"
-    """exp(mu) of the resolution shift, or FLUX.2's empirical mu from token count and steps."""
-
-
-class RolloutConfig(Section):
-    """One group per LR image; every member has its own noise seed."""
-
-    group_size: int = 12
-    """LucidNFT: 12. At least 2: a group of one has no relative advantage."""
-    workers: int = Field(1, ge=1)
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
-    threads: int = Field(1, ge=1)
-    """CPU threads of one worker."""
-    micro_batch: int = Field(0, ge=0)
-    """Members sampled at once; 0 samples the whole group as one batch."""
-    sampler: SamplerConfig = SamplerConfig()
-    vary: Literal["noise", "t_add"] = "noise"
-    """What the members of a group differ by. `t_add` (naosd, GDPO-SR's Table 11): one noise for the group, t_add evenly
-    spaced over `t_add_range`."""
-    t_add_range: tuple[int, int] = (150, 350)
-    """Read only by `vary: t_add`; the paper leaves it open, these are the ends of its Table 10."""
-    deadline_s: float = Field(600.0, gt=0)
+def policy_section(**keys: Any) -> PolicySection:
+    """The section that a recipe with these keys under `policy` would have."""
+    section = POLICY_UNION.validate(keys)
+    assert isinstance(section, PolicySection)
+    return section

@@ -1,14 +1,12 @@
 """The recipes of `isrl pretrain`: an embedded preset from photographs alone."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rl.config.base import Section
 from rl.config.data import DEGRADATIONS, Degradation, DegradationChoice
-from rl.config.load import ConfigError, read_recipe, validate
+from rl.config.open_union import OpenUnion
 from rl.config.prompts import PromptSection
 
 
@@ -135,6 +133,8 @@ class StudentStage(Section):
     """Of VSD's timestep, as shares of T; OSEDiff has up to 0.98."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two writes of what an interrupted stage goes on from, when the same command is given again."""
+    clamp: bool = True
+    """Clamp the decoded image to the range of pixels before the losses, as published."""
     t_add_range: tuple[int, int] | None = None
     """Each sample's own t_add, uniform, ends included. None: `t_add` for all, as published. Ours: a small model that
     has seen one noise level alone does not know the others, which inference may ask for."""
@@ -146,9 +146,14 @@ class StudentStage(Section):
         return self
 
 
-class PretrainBase(Section):
+class PretrainSection(Section):
     """What every preset needs."""
 
+    maker: ClassVar[str]
+    """`module:function` that trains and writes the preset and returns the card's lines on its stages."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    type: str
     seed: int = Field(0, ge=0)
     out: str
     """Folder for the weights, README.md, scores.json and contact_sheet.png."""
@@ -161,6 +166,10 @@ class PretrainBase(Section):
     degradation: DegradationChoice = "light"
     augment: bool = True
     """Shrink, rotate, mirror and channel-permute the crops."""
+    flip: bool = False
+    """Without `augment`: mirror every other crop, by chance."""
+    enlargement: Literal["bicubic", "random"] = "bicubic"
+    """How LR images are enlarged for the student: bicubically, or by bicubic, bilinear or area, drawn for each."""
     lpips: LpipsWeights
     vae: VaeStage = VaeStage()
     pairs: int = Field(12000, ge=1)
@@ -173,16 +182,20 @@ class PretrainBase(Section):
         return DEGRADATIONS[self.degradation] if isinstance(self.degradation, str) else self.degradation
 
 
-class FlowPretrain(PretrainBase):
+class FlowPretrain(PretrainSection):
     """A flux2sr preset: VAE, then LR-conditioned flow."""
+
+    maker = "learner.pretraining.flux2sr:make_flux2sr"
 
     type: Literal["flux2sr"] = "flux2sr"
     transformer: TransformerSize = TransformerSize()
     flow: FlowStage = FlowStage()
 
 
-class NAOSDPretrain(PretrainBase):
+class NAOSDPretrain(PretrainSection):
     """NAOSD: a one-step student distilled from a multi-step model in Stable Diffusion's layout."""
+
+    maker = "learner.pretraining.naosd:make_naosd"
 
     type: Literal["naosd"] = "naosd"
     base: str | None = None
@@ -200,13 +213,8 @@ class NAOSDPretrain(PretrainBase):
     t_diff: int = Field(100, ge=0, lt=1000)
 
 
-PRETRAINS: dict[str, type[FlowPretrain] | type[NAOSDPretrain]] = {"flux2sr": FlowPretrain, "naosd": NAOSDPretrain}
-
-
-def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> FlowPretrain | NAOSDPretrain:
-    """Read, override and validate a pre-training recipe; `type` says which preset it makes."""
-    raw = read_recipe(path, overrides)
-    kind = raw.get("type", "flux2sr")
-    if kind not in PRETRAINS:
-        raise ConfigError(f"{path}:\n  type: must be one of {sorted(PRETRAINS)}, got {kind!r}")
-    return validate(PRETRAINS[kind], raw, str(path))
+PRETRAINS = OpenUnion(
+    {"flux2sr": "rl.config.pretrain:FlowPretrain", "naosd": "rl.config.pretrain:NAOSDPretrain"},
+    base=PretrainSection,
+    default="flux2sr",
+)

@@ -1,10 +1,10 @@
 """Where the prompts of a policy with a text encoder come from."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import model_validator
 
-from rl.config.base import Section
+from rl.config.base import InputPath, Section
 
 
 class PromptSection(Section):
@@ -12,7 +12,7 @@ class PromptSection(Section):
 
     prompt: str = ""
     """One text for every image, for policies with a text encoder."""
-    prompt_path: str | None = None
+    prompt_path: Annotated[str | None, InputPath()] = None
     """A folder with `<image name>.txt` for every image, instead of `prompt`; GDPO-SR takes RAM's tags."""
     prompt_suffix: str = ""
     """Appended to every prompt; GDPO-SR and OSEDiff: `clean, high-resolution, 8k`."""

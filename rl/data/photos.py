@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rl.config.data import SKIMAGE
+from rl.config.base import SKIMAGE
 from rl.errors import InputError, MissingInput
 from rl.types import U8
 

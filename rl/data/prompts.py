@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl.config.data import SKIMAGE
+from rl.config.base import SKIMAGE
 from rl.config.prompts import PromptSection
 from rl.errors import MissingInput
 

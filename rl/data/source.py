@@ -1,18 +1,21 @@
 """The run's stream of LR images: ordinal -> SRTask, a pure function of (config, seed), so that any process can make
 any task and a resumed run continues where it stopped."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from rl.config.data import DataConfig
+from rl.config.data import DataSection, PairedData, PhotoData
 from rl.data.degradation import degrade
 from rl.data.photos import IMAGE_SUFFIXES, Photos, list_images, load_photos
 from rl.data.prompts import load_prompts
 from rl.errors import InputError
 from rl.seeding import derive_seed
-from rl.types import U8, SRTask
+from rl.types import U8, Enlargement, SRTask
+
+ENLARGEMENTS: tuple[Enlargement, ...] = ("bicubic", "bilinear", "area")
 
 
 class TaskSource:
@@ -21,11 +24,11 @@ class TaskSource:
     Every epoch visits every image once, in an order of its own.
     """
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    def __init__(self, config: DataSection, seed: int) -> None:
         self.config = config
         self.seed = seed
         photos = load_photos(config.path)
-        side = config.crop if config.kind == "hr" else config.crop // config.scale
+        side = config.source_side
         self._sizes = {name: photos.size(name) for name in photos}
         small = [
             f"{name} ({width}x{height})" for name, (height, width) in self._sizes.items() if min(height, width) < side
@@ -36,12 +39,12 @@ class TaskSource:
             )
         self.names = tuple(photos)
         self._photos = photos
-        self._hr = self._pairs() if config.kind == "paired" else Photos({})
+        self._hr = self._pairs(config.hr_path) if isinstance(config, PairedData) else Photos({})
         self._prompts = load_prompts(config, self.names)
 
-    def _pairs(self) -> Photos:
+    def _pairs(self, hr_path: str) -> Photos:
         """The HR image of every LR image, `scale` times as large."""
-        folder = Path(self.config.hr_path or "").expanduser()
+        folder = Path(hr_path).expanduser()
         files = {path.stem: path for path in list_images(folder)}
         missing = [name for name in self.names if name not in files]
         if missing:
@@ -61,22 +64,31 @@ class TaskSource:
         name = self.names[_order(self.seed, epoch, len(self.names))[position]]
         rng = np.random.default_rng(derive_seed(self.seed, "crop", ordinal))
         photo = self._photos[name]
-        scale = self.config.scale
-        side = self.config.crop if self.config.kind == "hr" else self.config.crop // scale
+        side = self.config.source_side
         y = int(rng.integers(0, photo.shape[0] - side + 1))
         x = int(rng.integers(0, photo.shape[1] - side + 1))
         crop = photo[y : y + side, x : x + side]
         seed = derive_seed(self.seed, "degrade", ordinal)
-        return self._make(ordinal, f"{name}@{x},{y}", name, crop, (y, x), seed)
+        task = self._make(ordinal, f"{name}@{x},{y}", name, crop, (y, x), seed)
+        return self._varied(task)
+
+    def _varied(self, task: SRTask) -> SRTask:
+        """The task as training meets it: mirrored and enlarged by chance, where the section says so."""
+        rng = np.random.default_rng(derive_seed(self.seed, "vary", task.ordinal))
+        mirrored, way = bool(rng.integers(2)), ENLARGEMENTS[rng.integers(len(ENLARGEMENTS))]
+        if self.config.flip and mirrored:
+            hr = None if task.hr is None else np.ascontiguousarray(task.hr[:, :, ::-1])
+            task = replace(task, lr_id=f"{task.lr_id},mirrored", lr=np.ascontiguousarray(task.lr[:, :, ::-1]), hr=hr)
+        return replace(task, enlargement=way) if self.config.enlargement == "random" else task
 
     def _make(self, ordinal: int, lr_id: str, name: str, crop: U8, at: tuple[int, int], seed: int) -> SRTask:
         scale = self.config.scale
-        if self.config.kind == "hr":
+        if isinstance(self.config, PhotoData):
             hr: U8 | None = np.ascontiguousarray(crop)
             lr = degrade(np.ascontiguousarray(crop), scale=scale, recipe=self.config.recipe, seed=seed)
         else:
             lr, hr = crop, None
-            if self.config.kind == "paired":
+            if isinstance(self.config, PairedData):
                 y, x = (side * scale for side in at)
                 hr = self._hr[name][y : y + self.config.crop, x : x + self.config.crop]
         return SRTask(ordinal, lr_id, _chw(lr), None if hr is None else _chw(hr), scale, self.seed, self._prompts[name])
@@ -84,7 +96,7 @@ class TaskSource:
     def grid(self, count: int) -> list[SRTask]:
         """`count` tasks spread evenly over a non-overlapping grid of crops of all images, the same in every run:
         the held-out set of an evaluation."""
-        side = self.config.crop if self.config.kind == "hr" else self.config.crop // self.config.scale
+        side = self.config.source_side
         cells = [
             (name, y, x)
             for name in self.names

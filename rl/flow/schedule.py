@@ -9,6 +9,12 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 
+def interpolated(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x0 + t eps; x0, eps `[B, C, h, w]`, t `[B]`."""
+    t = t.view(-1, *[1] * (x0.ndim - 1))
+    return (1 - t) * x0 + t * eps
+
+
 def flow_sigmas(steps: int, *, shift: float | Literal["flux2"], tokens: int) -> Tensor:
     """Noise levels of a sampling run, float32 `[steps + 1]`, from 1 down to 0.
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rl.flow.sampler import Velocity, euler_step
 from rl.seeding import derive_seed
+from rl.types import TrajectoryRecord
 
 StepKind = Literal["flow_sde", "cps", "dance"]
 WindowKind = Literal["all", "random", "sliding", "fraction"]
@@ -203,22 +204,6 @@ def sde_window(
     return SDEWindow(stochastic=tuple(range(last)), trained=tuple(sorted(order[:count].tolist())))
 
 
-@dataclass(frozen=True, eq=False)
-class Trajectory:
-    """What a rollout did in its K trained steps. x and x' stay as they were computed: rounded to bf16 they would have
-    another log-probability than `logp_old`."""
-
-    steps: tuple[int, ...]
-    x: Tensor
-    """`[K, G, C, h, w]`"""
-    x_next: Tensor
-    """`[K, G, C, h, w]`"""
-    logp_old: Tensor
-    """float64 `[K, G]`"""
-    mean_old: Tensor | None
-    """`[K, G, C, h, w]`, for GRPO-Guard."""
-
-
 @torch.no_grad()
 def sample_with_trajectory(
     velocity: Velocity,
@@ -230,7 +215,7 @@ def sample_with_trajectory(
     noises: Sequence[Tensor] | Tensor,
     *,
     keep_mean: bool,
-) -> tuple[Tensor, Trajectory]:
+) -> tuple[Tensor, TrajectoryRecord]:
     """Integrate from `noise` `[G, C, h, w]` at sigmas[0] to clean latents x0 `[G, C, h, w]`: SDE steps in the window,
     Euler's elsewhere.
 
@@ -241,7 +226,8 @@ def sample_with_trajectory(
         raise ValueError(f"expected {len(window.stochastic)} noises, one per stochastic step, got {len(noises)}")
     x, levels = _upcast(noise), [float(s) for s in sigmas]
     draws = dict(zip(window.stochastic, noises, strict=True))
-    taken: list[tuple[Tensor, SDEStep]] = []
+    states: dict[int, Tensor] = {}
+    taken: list[SDEStep] = []
     for k, (s, s_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
         v = velocity(x, s)
         if k not in draws:
@@ -249,12 +235,13 @@ def sample_with_trajectory(
             continue
         step = sde_step(kind, x, v, s, s_next, s_max=levels[1], noise_level=noise_level, noise=draws[k])
         if k in window.trained:
-            taken.append((x, step))
+            taken.append(step)
+            states |= {k: x, k + 1: step.x_next}
         x = step.x_next
-    return x, Trajectory(
+    return x, TrajectoryRecord(
         steps=window.trained,
-        x=torch.stack([x for x, _ in taken]),
-        x_next=torch.stack([step.x_next for _, step in taken]),
-        logp_old=torch.stack([step.logp for _, step in taken]),
-        mean_old=torch.stack([step.moments.mean for _, step in taken]) if keep_mean else None,
+        grid=tuple(sorted(states)),
+        states=torch.stack([states[k] for k in sorted(states)]).cpu().numpy(),
+        logp=torch.stack([step.logp for step in taken]).cpu().numpy(),
+        mean=torch.stack([step.moments.mean for step in taken]).cpu().numpy() if keep_mean else None,
     )

@@ -1,39 +1,61 @@
-"""Preference losses on one-step models: GDPO (GDPO-SR, arXiv 2603.16769) and Diffusion-DPO (arXiv 2311.12908).
+"""GDPO, the group direct preference objective of GDPO-SR (arXiv 2603.16769).
 
-    e_i(net) = mean_{C,H,W} (net(z~_i) - eps_i)^2            a scalar per sample; policy and reference share z~ and eps
-    d_i      = e_i(theta) - e_i(ref)
+    L = -log sigmoid( -omega/2 sum_i A_i d_i )           i over the G members of a group, d_i in
+    rl.objectives.preference
 
-    GDPO           inside = -omega/2 sum_i A_i d_i           i over the G members of a group
-    Diffusion-DPO  inside = -beta/2 (d_w - d_l)              best and worst member
-    both           L = -log sigmoid(inside), mean over groups
-
-The published GDPO code has omega = 5000 with the factor 1/2, and sums over the group without dividing by G. At
-policy = reference inside is 0 and L = ln 2. With G = 2 the advantages are +-1/sqrt(2), so GDPO is Diffusion-DPO at
+The published code has omega = 5000 with the factor 1/2, and sums over the group without dividing by G. At policy =
+reference inside is 0 and L = ln 2. With G = 2 the advantages are +-1/sqrt(2), so GDPO is Diffusion-DPO at
 beta = omega / sqrt(2). The paper writes per-pixel norms; its code, and therefore 5000, is for the mean.
 """
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from rl.config.objective import GDPOSection
+from rl.config.run import RunConfig
+from rl.objectives.preference import PreferenceBatch, PreferenceObjective, preference_loss
+from rl.policies.base import Policy
+from rl.policies.lora import Adapters
+from rl.types import TrainGroup, TrainItem
 
-def sample_error(prediction: Tensor, eps: Tensor) -> Tensor:
-    """e_i: `[B, C, h, w]` predictions and noise -> `[B]`."""
-    return (prediction - eps).square().flatten(1).mean(1)
+
+def gdpo_coefficients(advantages: Tensor, omega: float) -> Tensor:
+    """c_i = omega/2 A_i; advantages `[G]`, which sum to 0."""
+    return 0.5 * omega * advantages
 
 
 def gdpo_loss(e_theta: Tensor, e_ref: Tensor, advantages: Tensor, omega: float) -> tuple[Tensor, Tensor]:
-    """(loss, inside `[N]`) of N groups; `e_theta`, `e_ref`, `advantages` `[N, G]`, the last summing to 0 per group."""
-    inside = -0.5 * omega * (advantages * (e_theta - e_ref)).sum(1)
-    return _loss(inside), inside
+    """(L, inside) of one group; e_theta, e_ref, advantages `[G]`."""
+    return preference_loss(e_theta - e_ref, gdpo_coefficients(advantages, omega))
 
 
-def dpo_loss(e_theta: Tensor, e_ref: Tensor, advantages: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """(loss, inside `[N]`) from the best and the worst member of each group, arguments as in `gdpo_loss`."""
-    d = e_theta - e_ref
-    best, worst = advantages.argmax(1, keepdim=True), advantages.argmin(1, keepdim=True)
-    inside = -0.5 * beta * (d.gather(1, best) - d.gather(1, worst)).squeeze(1)
-    return _loss(inside), inside
+class GDPOObjective(PreferenceObjective):
+    """The loss above as the learner trains it."""
 
+    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+        super().__init__(policy, adapters, config)
+        if not isinstance(config.objective, GDPOSection):
+            raise TypeError(f"GDPOObjective: expected a GDPOSection, got {type(config.objective).__name__}")
+        self._config = config.objective
 
-def _loss(inside: Tensor) -> Tensor:
-    return -torch.nn.functional.logsigmoid(inside).mean()
+    def whole(self, items: Sequence[TrainItem]) -> Iterator[PreferenceBatch]:
+        groups = [item for item in items if isinstance(item, TrainGroup)]
+        prepared = [(item, *self._encoded(item), self.generator(item.task.ordinal)) for item in groups]
+        for _ in range(self._config.draws):
+            for item, condition, z, c, generator in prepared:
+                own = self._config.noise == "member"
+                eps = torch.randn(z.shape if own else (1, *z.shape[1:]), generator=generator).expand(z.shape)
+                t = self.policy.random_levels(len(z) if own else 1, generator).expand(len(z))
+                yield PreferenceBatch(
+                    item.task.ordinal, item.group.policy_version, 1.0, condition, z, eps.to(self.device),
+                    t.to(self.device), c,
+                )  # fmt: skip
+
+    def _encoded(self, item: TrainGroup) -> tuple[object, Tensor, Tensor]:
+        z = self.policy.encode_hr(np.asarray(item.group.images)).float()
+        advantages = torch.from_numpy(np.array(item.advantages)).float().to(self.device)
+        condition = self.policy.condition_of(item.task)
+        return condition, z, gdpo_coefficients(advantages, self._config.omega)

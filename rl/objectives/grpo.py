@@ -13,12 +13,22 @@ for one step of the trajectory; r_i = exp(logp - logp_old), with logp a mean ove
     GRPO-Guard        flow_sde   0.7           2e-6 to 4e-6     0             w = 1 / dt
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl.flow.sde import StepMoments
+from rl.config.objective import GRPOSection
+from rl.config.run import RunConfig
+from rl.flow.sde import SDEStep, StepMoments
+from rl.metrics import Key
+from rl.objectives.base import Loss, MicroBatch, Objective
+from rl.policies.base import Policy
+from rl.policies.lora import Adapters
+from rl.seeding import derive_seed
+from rl.types import TrainGroup, TrainItem
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,3 +108,102 @@ def grpo_loss(
     low, high = (-off > clip).double().mean(), (off > clip).double().mean()
     total = policy + kl_weight * divergence
     return GRPOLoss(total, policy.detach(), divergence.detach(), low, high, off.abs().max())
+
+
+@dataclass(frozen=True, eq=False)
+class GRPOBatch(MicroBatch):
+    """M members of one group at the trained step `k`."""
+
+    condition: Any
+    k: int
+    x: Tensor
+    """`[M, C, h, w]`"""
+    x_next: Tensor
+    """`[M, C, h, w]` the action that the rollout took."""
+    logp_old: Tensor
+    """float64 `[M]`"""
+    mean_old: Tensor | None
+    """`[M, C, h, w]`, for GRPO-Guard."""
+    advantages: Tensor
+    """`[M]`"""
+    fresh: bool
+    """Sampled by the policy as it still is, so that every ratio must be 1."""
+
+
+class GRPOObjective(Objective[GRPOBatch]):
+    """The loss above as the learner trains it. The ratio is to the behaviour, whose likelihoods the group carries;
+    the KL is to the reference."""
+
+    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+        super().__init__(policy, adapters, config)
+        if not isinstance(config.objective, GRPOSection):
+            raise TypeError(f"GRPOObjective: expected a GRPOSection, got {type(config.objective).__name__}")
+        self._config = config.objective
+
+    def forward(self, batch: GRPOBatch) -> Loss:
+        mean_ref = None
+        if self._config.kl_weight > 0:
+            with torch.no_grad(), self.adapters.using(self.adapters.reference):
+                mean_ref = self._step(batch).moments.mean.detach()
+        step = self._step(batch)
+        kl = None if mean_ref is None else reference_kl(step.moments, mean_ref)
+        if batch.mean_old is not None:
+            r = guard_log_ratio(step.logp, batch.logp_old, step.moments, batch.mean_old).exp()
+        else:
+            r = ratio(step.logp, batch.logp_old)
+        loss = grpo_loss(
+            r, batch.advantages, kl, clip=self._config.clip, adv_clip_max=self._config.adv_clip_max,
+            kl_weight=self._config.kl_weight, step_weight=1 / step.moments.dt if self._config.weight_by_dt else 1.0,
+        )  # fmt: skip
+        terms = {
+            Key.LOSS_POLICY: loss.policy,
+            Key.LOSS_KL: loss.kl,
+            Key.RATIO_CLIPPED_LOW: loss.clipped_low,
+            Key.RATIO_CLIPPED_HIGH: loss.clipped_high,
+        }
+        maxima = {Key.RATIO_DEVIATION: loss.max_deviation}
+        if batch.fresh:
+            # float64 likelihoods show a last-bit difference of one velocity value; a ratio is a float32 number
+            maxima[Key.RATIO_FRESH] = (r.detach().float() - 1).abs().max()
+        total = loss.total.float() * batch.share
+        return Loss(total, {key: term * batch.share for key, term in terms.items()}, maxima)
+
+    def _step(self, batch: GRPOBatch) -> SDEStep:
+        return self.policy.transition(batch.x, batch.x_next, batch.condition, self.run_config.sampler, batch.k)
+
+    def micro_batches(self, items: Sequence[TrainItem], version: int) -> Iterator[GRPOBatch]:
+        """`timesteps`: slot by slot, every group. `samples`: micro-batches of members in an order drawn for the batch,
+        each with all its slots, also in an order of its own."""
+        groups = [item for item in items if isinstance(item, TrainGroup)]
+        conditions = [self.policy.condition_of(g.task) for g in groups]
+        for count, (at, part, slot) in enumerate(self._order(groups)):
+            fresh = groups[at].group.policy_version == version and count < self.run_config.micro_batches_per_update
+            yield self._batch(groups[at], conditions[at], part, slot, fresh=fresh)
+
+    def _order(self, groups: Sequence[TrainGroup]) -> list[tuple[int, slice, int]]:
+        """(group, members, slot) of every micro-batch."""
+        slots = range(self.run_config.slots)
+        parts = [(at, part) for at, group in enumerate(groups) for part in self.parts(len(group.advantages))]
+        if self._config.order == "timesteps":
+            return [(at, part, slot) for slot in slots for at, part in parts]
+        seed = derive_seed(self.run_config.seed, "order", *(group.task.ordinal for group in groups))
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
+        return [
+            (at, part, slot)
+            for at, part in shuffled
+            for slot in torch.randperm(len(slots), generator=generator).tolist()
+        ]
+
+    def _batch(self, item: TrainGroup, condition: Any, part: slice, slot: int, *, fresh: bool) -> GRPOBatch:
+        taken = item.group.trajectory
+        if taken is None:
+            raise ValueError(f"group {item.task.ordinal} carries no trajectory; sample it with a likelihood")
+        arrays = (taken.before(slot), taken.after(slot), taken.logp[slot])
+        x, x_next, logp = (torch.tensor(array[part], device=self.device) for array in arrays)
+        mean = None if taken.mean is None else torch.tensor(taken.mean[slot][part], device=self.device)
+        advantages = torch.tensor(item.advantages, device=self.device)
+        return GRPOBatch(
+            item.task.ordinal, item.group.policy_version, len(x) / len(advantages), condition, taken.steps[slot],
+            x, x_next, logp, mean, advantages[part], fresh,
+        )  # fmt: skip

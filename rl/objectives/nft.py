@@ -4,16 +4,36 @@
     x0+- = x_t - t v+-                            e+- = mean_pixels (x0+- - x0)^2 / sg( mean_pixels |x0+- - x0| )
     L = adv_clip_max / beta * E[ r e+ + (1 - r) e- ] + kl_weight * E[ (v_theta - v_ref)^2 ]
 
+A group that an older version sampled is judged by implicit policies around `anchor`: the newest old adapter, or the
+one that sampled it. The loss needs samples with rewards and a v_old, not that v_old drew them: with `newest` the
+gradient at v_theta = v_old is that of fresh groups with the weights r of older ones, with `behaviour` it points back
+to where the older version was (tests/benchmarks/RESULTS.md, 1).
+
+A one-step policy has no noise levels: its x0 at its own noise is written as the velocity x_t - x0 at t = 1, which
+makes the loss the same function of x0. The authors call that case unsupported; it runs only where the recipe asks for
+it.
+
 Each of e+ and e- has its own normaliser, detached, at least 1e-5. The factor adv_clip_max / beta makes the gradient
 at v_theta = v_old proportional to 2 (2r - 1) adv_clip_max = 2A in the unclipped range, whatever beta is; there beta
 sets only the curvature.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from rl.advantages import to_reward_weight
+from rl.config.objective import NFTSection
+from rl.config.run import RunConfig
+from rl.metrics import Key
+from rl.objectives.base import Loss, MicroBatch, Objective
+from rl.policies.base import Policy
+from rl.policies.lora import OLD, Adapters
+from rl.types import TrainGroup, TrainItem
 
 MIN_NORMALISER = 1e-5
 
@@ -81,20 +101,82 @@ def old_decay(schedule: Literal["none", "ramp", "delayed"], s: int) -> float:
     return 0.0 if s < 75 else min(0.0075 * (s - 75), 0.999)
 
 
-def ema_decay(maximum: float, s: int) -> float:
-    """Warm-up of the evaluation EMA: min((1 + s) / (10 + s), maximum)."""
-    return min((1 + s) / (10 + s), maximum)
-
-
-def noised(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """x_t = (1 - t) x0 + t eps."""
-    t = t.view(-1, *[1] * (x0.ndim - 1))
-    return (1 - t) * x0 + t * eps
-
-
 def trained_timesteps(sigmas: Tensor, members: int, count: int, generator: torch.Generator) -> Tensor:
     """`[members, count]`: for each member the first `count` of a random permutation of the sampler's grid
     (the grid is `sigmas` without its final 0)."""
     grid = sigmas[:-1]
     order = torch.stack([torch.randperm(len(grid), generator=generator)[:count] for _ in range(members)])
     return grid[order]
+
+
+@dataclass(frozen=True, eq=False)
+class NFTBatch(MicroBatch):
+    """M members of one group, each at one trained timestep."""
+
+    condition: Any
+    x0: Tensor
+    """`[M, C, h, w]`"""
+    eps: Tensor
+    """`[M, C, h, w]`"""
+    t: Tensor
+    """`[M]`"""
+    r: Tensor
+    """`[M]`"""
+
+
+class NFTObjective(Objective[NFTBatch]):
+    """The loss above as the learner trains it."""
+
+    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+        super().__init__(policy, adapters, config)
+        if not isinstance(config.objective, NFTSection):
+            raise TypeError(f"NFTObjective: expected an NFTSection, got {type(config.objective).__name__}")
+        self._config = config.objective
+
+    def old_decay(self, updates: int) -> float:
+        return old_decay(self._config.old_decay.schedule, updates)
+
+    def forward(self, batch: NFTBatch) -> Loss:
+        x_t = self.policy.noised(batch.x0, batch.eps, batch.t)
+        v_ref = None
+        with torch.no_grad():
+            if self._config.kl_weight > 0:
+                with self.adapters.using(self.adapters.reference):
+                    v_ref = self._velocity(x_t, batch)
+            with self.adapters.using(OLD):
+                v_old = self._velocity(x_t, batch)
+        loss = nft_loss(
+            self._velocity(x_t, batch), v_old, v_ref, batch.x0, x_t, self._level(batch), batch.r,
+            beta=self._config.beta, adv_clip_max=self._config.adv_clip_max, kl_weight=self._config.kl_weight,
+        )  # fmt: skip
+        terms = {Key.LOSS_POLICY: loss.policy, Key.LOSS_KL: loss.kl, Key.LOSS_DRIFT: loss.drift}
+        return Loss(loss.total * batch.share, {key: term * batch.share for key, term in terms.items()})
+
+    def _velocity(self, x_t: Tensor, batch: NFTBatch) -> Tensor:
+        prediction = self.policy.prediction(x_t, batch.t, [batch.condition]).float()
+        if self.policy.section.prediction == "velocity":
+            return prediction
+        return x_t - self.policy.clean(x_t, prediction, batch.t)
+
+    def _level(self, batch: NFTBatch) -> Tensor:
+        return batch.t if self.policy.section.prediction == "velocity" else torch.ones_like(batch.t)
+
+    def micro_batches(self, items: Sequence[TrainItem], version: int) -> Iterator[NFTBatch]:
+        """Timestep-major: every update sees every group."""
+        prepared = [(item, *self._prepare(item)) for item in items if isinstance(item, TrainGroup)]
+        for slot in range(self.run_config.slots):
+            for item, condition, timesteps, generator in prepared:
+                x0 = torch.from_numpy(np.array(item.group.latents))
+                eps = torch.randn(x0.shape, generator=generator)
+                r = torch.from_numpy(to_reward_weight(item.advantages, self._config.adv_clip_max)).float()
+                for part in self.parts(len(x0)):
+                    on_device = (value[part].to(self.device) for value in (x0, eps, timesteps[:, slot], r))
+                    share = (part.stop - part.start) / len(x0)
+                    yield NFTBatch(item.task.ordinal, item.group.policy_version, share, condition, *on_device)
+
+    def _prepare(self, item: TrainGroup) -> tuple[Any, Tensor, torch.Generator]:
+        condition = self.policy.condition_of(item.task)
+        generator = self.generator(item.task.ordinal)
+        levels = self.policy.levels(self.run_config.sampler.steps_taken, condition)
+        timesteps = trained_timesteps(levels, len(item.group.latents), self.run_config.slots, generator)
+        return condition, timesteps, generator

@@ -6,28 +6,12 @@
     L_VSD  = mean (z - sg(z - grad))^2            its gradient is 2 grad / numel
     L_fake = mean (e_fake(z_t) - eps)^2           trains the fake score on the generator's own latents
 
-The real score is a frozen multi-step model, with classifier-free guidance; the fake score is that model with a LoRA.
+`rl.flow.ddpm` has the noising. The real score is a frozen multi-step model, with classifier-free guidance; the fake
+score is that model with a LoRA.
 """
 
 import torch
 from torch import Tensor
-
-
-def add_noise(z: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
-    """z_t `[B, C, h, w]`; abar `[B]`."""
-    abar = abar.view(-1, 1, 1, 1)
-    return abar.sqrt() * z + (1 - abar).sqrt() * eps
-
-
-def predicted_x0(z_t: Tensor, e: Tensor, abar: Tensor) -> Tensor:
-    """x0 from z_t and a noise prediction, `[B, C, h, w]`; abar `[B]`."""
-    abar = abar.view(-1, 1, 1, 1)
-    return (z_t - (1 - abar).sqrt() * e) / abar.sqrt()
-
-
-def guided(e_negative: Tensor, e_positive: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: e_negative + scale (e_positive - e_negative)."""
-    return e_negative + scale * (e_positive - e_negative)
 
 
 def vsd_loss(z: Tensor, x0_fake: Tensor, x0_real: Tensor) -> Tensor:

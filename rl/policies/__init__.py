@@ -1,30 +1,19 @@
-"""Generators by name. Adding one: a file or folder with its class, one line here, one row in the tests."""
+"""Generators, one folder each: `section.py` has the recipe's keys and the facts, `policy.py` the model.
 
-from collections.abc import Callable
+Adding one: its folder, one line in `rl.config.policy.POLICIES`, a recipe, tests. One of a user's own lives in any
+module.
+"""
+
 from typing import TYPE_CHECKING
 
-from rl.config.policy import PolicyConfig, PolicyType
-from rl.policies.folders import policy_folder
+from rl.config.open_union import load
+from rl.config.policy import PolicySection
 
 if TYPE_CHECKING:
     from rl.policies.base import Policy
 
 
-def load_policy(config: PolicyConfig) -> "Policy":
-    """The policy of a configuration, without adapters."""
-    return POLICIES[config.type](config)
-
-
-def _flux2sr(config: PolicyConfig) -> "Policy":
-    from rl.policies.flux2sr.policy import Flux2SR
-
-    return Flux2SR.from_folder(policy_folder(config), config)
-
-
-def _naosd(config: PolicyConfig) -> "Policy":
-    from rl.policies.naosd.policy import NAOSD
-
-    return NAOSD.from_folder(policy_folder(config), config)
-
-
-POLICIES: dict[PolicyType, "Callable[[PolicyConfig], Policy]"] = {"flux2sr": _flux2sr, "naosd": _naosd}
+def load_policy(section: PolicySection) -> "Policy":
+    """The policy of a section, without adapters."""
+    policy: Policy = load(section.builder).from_folder(section.folder(), section)
+    return policy

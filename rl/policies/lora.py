@@ -1,88 +1,179 @@
-"""LoRA adapters of a policy: `policy` (trained), `old` (behaviour), and the base with adapters off (reference).
+"""LoRA adapters on the modules of a policy: `policy` (trained), `old` (what the loss is anchored to, or what a worker
+samples with) and `reference` (frozen; absent where the reference is the base itself).
 
-Adapters are read and written under diffusers' LoRA names (`transformer.<module>.lora_A.weight`), the form in which
-they travel, are digested, and are exported.
+Adapters are read and written under diffusers' LoRA names (`transformer.<module>.lora_A.weight`), in which they travel,
+are digested and are exported.
 """
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
-from peft import LoraConfig as PeftLoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rl.config.policy import LORA_TARGETS, LoraConfig
+from rl.config.policy import reference_file
 from rl.errors import InputError
-from rl.export import read_lora_header
+from rl.policies.lora_file import read_adapter, rescaled
 from rl.types import LoraSnapshot, adapter_digest
 
-POLICY, OLD = "policy", "old"
+if TYPE_CHECKING:
+    from rl.policies.base import Policy
+
+POLICY, OLD, REFERENCE = "policy", "old", "reference"
+Arrays = dict[str, NDArray[np.generic]]
 
 
 class SnapshotRefused(RuntimeError):
     """A pushed adapter that is not whole: other tensors than the adapter has, or a digest that they do not carry."""
 
 
-Arrays = dict[str, NDArray[np.generic]]
+class Adapters:
+    """Float32 adapters of equal shape on one frozen base; A is Gaussian, B zero, all start from the same values.
 
+    Args:
+        policy: its modules get the adapters.
+        names: the first is active, and is trained where anything is.
 
-def add_adapters(backbone: Any, config: LoraConfig, names: tuple[str, ...]) -> None:
-    """Put float32 adapters of equal shape on `backbone`; A is Gaussian, B zero, all start from the same values."""
-    targets = target_modules(backbone, LORA_TARGETS[config.targets])
-    for name in names:
-        peft_config = PeftLoraConfig(
-            r=config.rank, lora_alpha=config.alpha, init_lora_weights="gaussian", target_modules=targets
-        )
-        with warnings.catch_warnings():
-            # PEFT takes a second adapter for a mistake
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            backbone.add_adapter(peft_config, adapter_name=name)
-        for parameter in adapter_parameters(backbone, name).values():
+    Raises:
+        InputError: a file of the section does not fit the policy.
+    """
+
+    def __init__(self, policy: "Policy", *names: str) -> None:
+        section = policy.section
+        self._modules = policy.modules
+        self._section = section
+        self._targets = {
+            component: target_modules(module, section.lora_targets[section.lora.targets])
+            for component, module in policy.modules.items()
+        }
+        _refuse_unmatched(policy, self._targets)
+        file = reference_file(section)
+        self.reference: str | None = None if file is None else REFERENCE
+        """The reference's adapter; None is the base with adapters off."""
+        for name in names if file is None else (*names, REFERENCE):
+            self._add(name)
+        first = self.parameters(names[0])
+        if section.lora.init_from is not None:
+            self._load(first, section.lora.init_from)
+        for name in names[1:]:
+            copy_adapter(first, self.parameters(name))
+        if file is not None:
+            self._load(self.parameters(REFERENCE), file)
+            for parameter in self.parameters(REFERENCE).values():
+                parameter.requires_grad_(False)
+        for layer in self._layers():
+            layer.set_adapter(names[0])
+
+    def _add(self, name: str) -> None:
+        lora = self._section.lora
+        for component, module in self._modules.items():
+            if not self._targets[component]:
+                continue
+            config = LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                init_lora_weights="gaussian",
+                target_modules=self._targets[component],
+            )
+            with warnings.catch_warnings():
+                # PEFT takes a second adapter for a mistake
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                inject_adapter_in_model(config, module, adapter_name=name)
+        for parameter in self.parameters(name).values():
             # PEFT gives an adapter the base's dtype; AdamW's small steps vanish in bfloat16
             parameter.data = parameter.data.float()
-    first = adapter_parameters(backbone, names[0])
-    if config.init_from is not None:
-        with _blaming(config.init_from):
-            load_into(first, load_file(config.init_from), source="its tensors")
-    for name in names[1:]:
-        copy_adapter(first, adapter_parameters(backbone, name))
-    backbone.set_adapter(names[0])
+
+    def _load(self, parameters: Mapping[str, nn.Parameter], file: str) -> None:
+        lora = self._section.lora
+        with _blaming(file):
+            adapter = read_adapter(Path(file), modules=self.module_names())
+            arrays = rescaled(adapter, rank=lora.rank, alpha=lora.alpha)
+            load_into(parameters, {name: torch.tensor(array) for name, array in arrays.items()}, source="its tensors")
+
+    def module_names(self) -> list[str]:
+        """Every layer that carries an adapter, `<component>.<module>`."""
+        return [f"{component}.{name}" for component, names in self._targets.items() for name in names]
+
+    def _layers(self) -> list[BaseTunerLayer]:
+        return [layer for module in self._modules.values() for layer in _layers(module)]
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """diffusers LoRA name -> parameter of one adapter, in module order."""
+        marker = f".{name}."
+        found = {
+            f"{component}.{path.replace(marker, '.')}": parameter
+            for component, module in self._modules.items()
+            for path, parameter in module.named_parameters()
+            if marker in path and ".lora_" in path
+        }
+        if not found:
+            raise ValueError(f"{list(self._modules)}: no adapter '{name}'")
+        return found
+
+    def bound(self, name: str) -> int:
+        """Layers whose forward pass reads this adapter where it is the active one."""
+        return sum(name in layer.lora_A and not layer.merged for layer in self._layers())
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Run with one adapter, or with the bare base for None; the one before is active again afterwards."""
+        with ExitStack() as stack:
+            for module in self._modules.values():
+                stack.enter_context(active(module, name))
+            yield
+
+    def reference_digest(self) -> str | None:
+        """Of the reference's tensors; None where the reference is the base."""
+        return None if self.reference is None else installed_digest(self.parameters(self.reference))
 
 
-def target_modules(backbone: nn.Module, suffixes: tuple[str, ...]) -> list[str]:
-    """Full names of the Linear and Conv2d layers that end with one of `suffixes`; one that matches nothing is an error.
+@contextmanager
+def active(module: nn.Module, name: str | None) -> Iterator[None]:
+    """Run one module with one adapter, or with the bare base for None; the one before is active again afterwards.
+
+    Only the active name changes: PEFT's `set_adapter` would also flip `requires_grad`, which DeepSpeed must not see.
+    """
+    layers = _layers(module)
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = name is None
+        if name is not None:
+            layer._active_adapter = name
+    try:
+        yield
+    finally:
+        for layer, (was, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = was, disabled
+
+
+def _layers(module: nn.Module) -> list[BaseTunerLayer]:
+    return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def target_modules(module: nn.Module, suffixes: tuple[str, ...]) -> list[str]:
+    """Full names of the Linear and Conv2d layers that end with one of `suffixes`.
 
     Full names because the bare suffix `to_out` would also hit the ModuleList of FLUX.2's double blocks.
     """
-    layers = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    found = {suffix: [name for name in layers if f".{name}".endswith("." + suffix)] for suffix in suffixes}
-    missing = [suffix for suffix, names in found.items() if not names]
+    layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return sorted(name for name in layers if any(f".{name}".endswith("." + suffix) for suffix in suffixes))
+
+
+def _refuse_unmatched(policy: "Policy", targets: Mapping[str, list[str]]) -> None:
+    """A suffix that matches nothing in any module trains nothing."""
+    names = [f".{name}" for found in targets.values() for name in found]
+    suffixes = policy.section.lora_targets[policy.section.lora.targets]
+    missing = [suffix for suffix in suffixes if not any(name.endswith("." + suffix) for name in names)]
     if missing:
-        raise ValueError(f"LoRA targets {missing} match no Linear or Conv2d layer of {type(backbone).__name__}")
-    return sorted(set().union(*found.values()))
-
-
-def adapter_parameters(backbone: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
-    """diffusers LoRA name -> parameter of one adapter, in module order."""
-    prefix = "unet." if isinstance(backbone, UNet2DConditionModel) else "transformer."
-    marker = f".{adapter}."
-    found = {
-        prefix + name.replace(marker, "."): parameter
-        for name, parameter in backbone.named_parameters()
-        if marker in name and ".lora_" in name
-    }
-    if not found:
-        raise ValueError(f"{type(backbone).__name__} has no adapter '{adapter}'")
-    return found
+        raise ValueError(f"LoRA targets {missing} match no Linear or Conv2d layer of {list(policy.modules)}")
 
 
 def copy_adapter(source: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
@@ -109,25 +200,6 @@ def _check_names(expected: set[str], got: set[str], source: str) -> None:
         raise ValueError(
             f"{source}: adapter misses {missing[:3]} ({len(missing)}), has extra {extra[:3]} ({len(extra)})"
         )
-
-
-@contextmanager
-def using(backbone: Any, adapter: str | None) -> Iterator[None]:
-    """Run with `adapter`, or with none for the reference; the trained adapter is active again afterwards.
-
-    Only the active name changes: PEFT's `set_adapter` would also flip `requires_grad`, which DeepSpeed must not see.
-    """
-    layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
-    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = adapter is None
-        if adapter is not None:
-            layer._active_adapter = adapter
-    try:
-        yield
-    finally:
-        for layer, (active, disabled) in zip(layers, before, strict=True):
-            layer._active_adapter, layer._disable_adapters = active, disabled
 
 
 def take_snapshot(adapter: Mapping[str, Tensor], version: int) -> LoraSnapshot:
@@ -161,7 +233,7 @@ def install_snapshot(parameters: Mapping[str, nn.Parameter], snapshot: LoraSnaps
 
 
 def installed_digest(parameters: Mapping[str, Tensor]) -> str:
-    """Digest of what an adapter holds now."""
+    """Digest of what an adapter holds."""
     return take_snapshot(parameters, -1).digest
 
 
@@ -175,15 +247,6 @@ def _from_numpy(array: NDArray[np.generic], dtype: str) -> Tensor:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         value = torch.from_numpy(array)
     return value.view(torch.bfloat16) if dtype == "bfloat16" else value
-
-
-def attach_file(backbone: Any, file: Path) -> None:
-    """Load an exported adapter as `policy`, with the rank, alpha and modules of its header."""
-    header = read_lora_header(file)["adapter"]
-    rank, alpha, modules = header["r"], header["lora_alpha"], header["target_modules"]
-    with _blaming(file):
-        backbone.add_adapter(PeftLoraConfig(r=rank, lora_alpha=alpha, target_modules=modules), adapter_name=POLICY)
-        load_into(adapter_parameters(backbone, POLICY), load_file(file), source="its tensors")
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rl.config.policy import PolicyConfig
 from rl.errors import InputError
-from rl.policies.base import Condition, from_uint8
-from rl.policies.checkpointing import enable_checkpointing
+from rl.flow.schedule import flow_sigmas
+from rl.policies.base import FlowPolicy, LatentCondition, enlarged, from_uint8, repeated
 from rl.policies.flux2sr.mini_vae import MiniVAE, running_statistics
-from rl.policies.folders import prompt_file
-from rl.types import U8
+from rl.policies.flux2sr.section import Flux2SRSection
+from rl.policies.recompute import enable_recomputation
+from rl.types import U8, Enlargement
 
 VAE_CLASSES: dict[str, type[MiniVAE] | type[AutoencoderKLFlux2]] = {
     "MiniVAE": MiniVAE,
@@ -48,23 +48,24 @@ def position_ids(height: int, width: int, t: int) -> Tensor:
     return grid.reshape(-1, 4)
 
 
-class Flux2SR:
+class Flux2SR(FlowPolicy):
     """The policy; see `rl.policies.base.Policy` for the meaning of each method."""
 
-    size_multiple = 16
+    section: Flux2SRSection
 
     def __init__(
         self,
         transformer: Flux2Transformer2DModel,
         vae: MiniVAE | AutoencoderKLFlux2,
         prompt_embeds: Tensor,
-        *,
-        guidance: float = 1.0,
+        section: Flux2SRSection,
     ) -> None:
         text_dim = transformer.config.joint_attention_dim
         if prompt_embeds.ndim != 2 or prompt_embeds.shape[1] != text_dim:
             raise InputError(f"prompt_embeds: expected [L, {text_dim}], got {tuple(prompt_embeds.shape)}")
-        self.backbone = transformer.requires_grad_(False)
+        self.section = section
+        self.transformer = transformer.requires_grad_(False)
+        self.modules = {"transformer": transformer}
         self.vae = vae.requires_grad_(False).eval()
         self.device = next(transformer.parameters()).device
         self.dtype = next(transformer.parameters()).dtype
@@ -72,40 +73,39 @@ class Flux2SR:
         length = prompt_embeds.shape[0]
         self._text_ids = torch.zeros(length, 4, dtype=torch.long, device=self.device)
         self._text_ids[:, 3] = torch.arange(length)
-        self._guidance = guidance if transformer.config.guidance_embeds else None
+        self._guidance = (
+            (1.0 if section.guidance is None else section.guidance) if (transformer.config.guidance_embeds) else None
+        )
         mean, var = running_statistics(vae.bn)
         self._mean = mean.view(1, -1, 1, 1)
         self._std: Tensor = (var.view(1, -1, 1, 1) + vae.config.batch_norm_eps).sqrt()
 
     @classmethod
-    def from_folder(cls, folder: Path, config: PolicyConfig) -> "Flux2SR":
+    def from_folder(cls, folder: Path, section: Flux2SRSection) -> "Flux2SR":
         """Load transformer/, vae/ and prompt_embeds.safetensors of a local diffusers folder."""
-        dtype = getattr(torch, config.dtype)
+        dtype = getattr(torch, section.dtype)
         vae_config = MiniVAE.load_config(folder / "vae")
         vae_class = VAE_CLASSES.get(vae_config["_class_name"])
         if vae_class is None:
             raise InputError(f"{folder}/vae: expected one of {sorted(VAE_CLASSES)}, got {vae_config['_class_name']}")
         transformer = Flux2Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
         vae = vae_class.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
-        prompts = load_file(prompt_file(folder, config))
+        file = section.prompt_file(folder)
+        prompts = load_file(file)
         if "prompt_embeds" not in prompts:
-            raise InputError(f"{prompt_file(folder, config)}: expected a tensor prompt_embeds, got {sorted(prompts)}")
-        if config.gradient_checkpointing:
-            enable_checkpointing(transformer)
-        return cls(
-            transformer.to(config.device), vae.to(config.device), prompts["prompt_embeds"], guidance=config.guidance
-        )
+            raise InputError(f"{file}: expected a tensor prompt_embeds, got {sorted(prompts)}")
+        if section.gradient_checkpointing:
+            enable_recomputation(transformer)
+        return cls(transformer.to(section.device), vae.to(section.device), prompts["prompt_embeds"], section)
 
     @torch.no_grad()
-    def encode(self, lr: U8, scale: int, prompt: str = "") -> Condition:
+    def condition(
+        self, lr: U8, scale: int, prompt: str = "", *, enlargement: Enlargement = "bicubic"
+    ) -> LatentCondition:
         if prompt:
             raise InputError(f"prompt: got '{prompt}', but flux2sr has one cached embedding for all images")
-        height, width = lr.shape[1] * scale, lr.shape[2] * scale
-        if height % self.size_multiple or width % self.size_multiple:
-            raise ValueError(f"flux2sr: output sides must be divisible by {self.size_multiple}, got {width}x{height}")
-        pixels = from_uint8(torch.from_numpy(np.array(lr))[None]).to(self.device, self.dtype)
-        enlarged = nn.functional.interpolate(pixels, size=(height, width), mode="bicubic").clamp(-1, 1)
-        return Condition(self._normalised_latents(enlarged))
+        large = enlarged(lr, scale, self.section.size_multiple, enlargement).to(self.device, self.dtype)
+        return LatentCondition(self._normalised_latents(large))
 
     @torch.no_grad()
     def encode_hr(self, hr: U8) -> Tensor:
@@ -119,21 +119,22 @@ class Flux2SR:
         """Patchified latents `[B, 4C, h, w]` -> zero mean, unit variance by the VAE's statistics."""
         return (z - self._mean) / self._std
 
-    def latent_shape(self, condition: Condition) -> tuple[int, int, int]:
-        channels: int = self.backbone.config.in_channels
+    def latent_shape(self, condition: LatentCondition) -> tuple[int, int, int]:
+        channels: int = self.transformer.config.in_channels
         height, width = condition.latents.shape[2:]
         return (channels, height, width)
 
-    def velocity(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        members = x_t.shape[0] // len(conditions)
-        if members * len(conditions) != x_t.shape[0]:
-            raise ValueError(f"velocity: a batch of {x_t.shape[0]} is not a multiple of {len(conditions)} conditions")
-        reference = _pack(torch.cat([c.latents for c in conditions])).repeat_interleave(members, dim=0)
+    def levels(self, steps: int, condition: LatentCondition) -> Tensor:
+        return flow_sigmas(steps, shift=self.section.shift, tokens=condition.latents[0, 0].numel())
+
+    def prediction(self, x_t: Tensor, t: Tensor, conditions: Sequence[LatentCondition]) -> Tensor:
+        """The velocity v = eps - x0."""
+        reference = _pack(repeated([c.latents for c in conditions], len(x_t)))
         height, width = x_t.shape[2:]
         target = position_ids(height, width, 0)
         ids = torch.cat([target, position_ids(height, width, REFERENCE_T)]).to(self.device)
         guidance = None if self._guidance is None else t.new_full((len(t),), self._guidance)
-        out = self.backbone(
+        out = self.transformer(
             hidden_states=torch.cat([_pack(x_t.to(self.dtype)), reference.to(self.dtype)], dim=1),
             encoder_hidden_states=self._prompt.expand(len(x_t), -1, -1),
             timestep=t.to(self.dtype),

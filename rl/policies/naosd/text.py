@@ -7,9 +7,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rl.config.policy import PolicyConfig
 from rl.errors import InputError
-from rl.policies.folders import prompt_file
+from rl.policies.naosd.section import NAOSDSection
 
 MAX_CACHED = 4096
 
@@ -68,9 +67,9 @@ class ClipPrompts:
         return self(prompt)
 
 
-def load_prompts(folder: Path, config: PolicyConfig, width: int) -> CachedPrompt | ClipPrompts:
+def load_prompts(folder: Path, section: NAOSDSection, width: int) -> CachedPrompt | ClipPrompts:
     """A cached embedding where there is one, else the folder's tokenizer/ and text_encoder/."""
-    file = prompt_file(folder, config)
+    file = section.prompt_file(folder)
     if file.is_file():
         tensors = load_file(file)
         embeds = tensors.get("prompt_embeds")

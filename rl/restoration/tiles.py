@@ -7,6 +7,7 @@ neighbouring tiles on one trajectory, so there are no seams. The image is reflec
 and cropped afterwards.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -15,12 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rl.colour import COLOUR
-from rl.config.policy import SamplerConfig
-from rl.flow.sampler import sample
-from rl.flow.schedule import flow_sigmas
-from rl.policies.base import Condition, FlowPolicy, Policy, from_uint8, member_noise, to_uint8
-from rl.sampling import ode_solver
+from rl.config.rollout import SamplerSection
+from rl.policies.base import Condition, Policy, from_uint8, member_noise, to_uint8
+from rl.restoration.colour import COLOUR
 from rl.types import U8
 
 TILE_BATCH = 8
@@ -33,7 +31,7 @@ def restore_image(
     *,
     scale: int,
     seed: int,
-    sampler: SamplerConfig,
+    sampler: SamplerSection,
     prompt: str = "",
     tile_px: int = 128,
     overlap_px: int = 48,
@@ -43,38 +41,35 @@ def restore_image(
     pixels, rounded to whole tokens. The tile should be the size that the policy was trained at."""
     if colour not in COLOUR:
         raise ValueError(f"colour: expected one of {sorted(COLOUR)}, got '{colour}'")
-    padded = _pad(lr, policy.size_multiple // math.gcd(policy.size_multiple, scale))
-    condition = policy.encode(padded, scale, prompt)
-    device = next(policy.backbone.parameters()).device
-    noise = member_noise([seed], policy.latent_shape(condition), device)
-    tile, overlap = tile_px // policy.size_multiple, overlap_px // policy.size_multiple
-    if isinstance(policy, FlowPolicy):
-        velocity = tiled_velocity(policy, condition, tile=tile, overlap=overlap)
-        sigmas = flow_sigmas(sampler.steps, shift=sampler.shift, tokens=tile * tile)
-        latents = sample(velocity, noise, sigmas, ode_solver(sampler))
-    else:
-        z_t = policy.noised(condition.latents, noise)
-        latents = policy.clean(z_t, tiled(policy.epsilon, z_t, condition, tile=tile, overlap=overlap))
+    multiple = policy.section.size_multiple
+    condition = policy.condition(_pad(lr, multiple // math.gcd(multiple, scale)), scale, prompt)
+    noise = member_noise([seed], policy.latent_shape(condition), policy.device)
+    view = tiled_policy(policy, tile=tile_px // multiple, overlap=overlap_px // multiple)
+    latents = view.sample(noise, [condition], sampler)
     pixels = policy.decode(latents)[0].float()
     height, width = lr.shape[1] * scale, lr.shape[2] * scale
     pixels = pixels[:, :height, :width].clamp(-1, 1)
-    reference = from_uint8(torch.from_numpy(np.array(lr))[None]).to(device)
+    reference = from_uint8(torch.from_numpy(np.array(lr))[None]).to(policy.device)
     reference = nn.functional.interpolate(reference, size=(height, width), mode="bicubic").clamp(-1, 1)[0]
     return to_uint8(COLOUR[colour](pixels, reference)).cpu().numpy()
 
 
-def tiled_velocity(
-    policy: FlowPolicy, condition: Condition, *, tile: int, overlap: int
-) -> Callable[[Tensor, float], Tensor]:
-    """v over the whole latent grid `[1, C, h, w]`, `tile` and `overlap` in tokens."""
+def tiled_policy(policy: Policy, *, tile: int, overlap: int) -> Policy:
+    """The policy with predictions of one whole image `[1, C, h, w]` made on tiles, on the noise schedule of a tile;
+    `tile` and `overlap` in tokens."""
+    view = copy.copy(policy)
 
-    def velocity(x_t: Tensor, s: float) -> Tensor:
-        def predict(tiles: Tensor, conditions: Sequence[Condition]) -> Tensor:
-            return policy.velocity(tiles, tiles.new_full((len(tiles),), s), conditions)
+    def guided(x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        def predict(tiles: Tensor, parts: Sequence[Condition]) -> Tensor:
+            return policy.guided(tiles, t.expand(len(tiles)), parts)
 
-        return tiled(predict, x_t, condition, tile=tile, overlap=overlap)
+        return tiled(predict, x_t, conditions[0], tile=tile, overlap=overlap)
 
-    return velocity
+    def levels(steps: int, condition: Condition) -> Tensor:
+        return policy.levels(steps, condition.crop(0, 0, tile, tile))
+
+    view.guided, view.levels = guided, levels  # type: ignore[method-assign]  # of this copy alone
+    return view
 
 
 def tiled(
@@ -88,7 +83,7 @@ def tiled(
     """One prediction over the latent grid `[1, C, h, w]` from predictions on tiles; `tile` and `overlap` in tokens."""
     if not 0 <= overlap < tile:
         raise ValueError(f"tiles: expected 0 <= overlap < tile, got overlap {overlap} and tile {tile} tokens")
-    rows, columns = condition.latents.shape[2:]
+    rows, columns = x.shape[2:]
     height, width = min(tile, rows), min(tile, columns)
     corners = [(top, left) for top in _starts(rows, height, overlap) for left in _starts(columns, width, overlap)]
     weight = _gaussian(height)[:, None] * _gaussian(width)[None, :]
@@ -96,16 +91,11 @@ def tiled(
     for batch in _batches(range(len(corners))):
         cut = [corners[i] for i in batch]
         tiles = torch.cat([x[:, :, top : top + height, left : left + width] for top, left in cut])
-        parts = [crop_condition(condition, top, left, height, width) for top, left in cut]
+        parts = [condition.crop(top, left, height, width) for top, left in cut]
         for (top, left), value in zip(cut, predict(tiles, parts).float(), strict=True):
             total[0, :, top : top + height, left : left + width] += weight.to(value) * value
             norm[0, :, top : top + height, left : left + width] += weight.to(value)
     return total / norm
-
-
-def crop_condition(condition: Condition, y: int, x: int, height: int, width: int) -> Condition:
-    """The condition of one tile of the latent grid."""
-    return Condition(condition.latents[:, :, y : y + height, x : x + width], condition.text)
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing that recomputes a block as it was computed."""
+"""Gradient checkpointing (the recomputation of activations) that recomputes a block as it was computed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,11 +16,11 @@ _ENABLED = {
 }
 
 
-def enable_checkpointing(backbone: Any) -> None:
-    """Checkpoint every block of a diffusers model.
+def enable_recomputation(backbone: Any) -> None:
+    """Recompute the activations of every block of a diffusers model in the backward pass.
 
-    Backward recomputes a block outside of the context that chose its attention kernel (`rl.sampling.exact_attention`);
-    another kernel saves other tensors, which torch refuses.
+    Backward recomputes a block outside of the context that chose its attention kernel
+    (`rl.flow.trajectory.exact_attention`); another kernel saves other tensors, which torch refuses.
     """
     backbone.enable_gradient_checkpointing(_checkpoint)
 

@@ -1,0 +1,165 @@
+"""The roles as Ray actors: each builds its plain class inside the process, so that the driver never imports torch, and
+resolves references. What a method does is documented at the plain class."""
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from rl.config.reward import RewardConfig
+from rl.config.run import RunConfig
+from rl.config.tagger import TaggerConfig
+from rl.types import (
+    F64,
+    Echo,
+    ImageTags,
+    LoraSnapshot,
+    RewardColumn,
+    RolloutGroup,
+    RolloutReceipt,
+    SRTask,
+    TagRequest,
+    TrainItem,
+)
+
+if TYPE_CHECKING:
+    from learner.learner import Learner
+    from learner.report import TrainReport
+
+
+class RolloutActor:
+    """One `rl.rollout.RolloutWorker`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from rl.rollout import RolloutWorker
+
+        self.worker = RolloutWorker(config)
+
+    def ready(self) -> str | None:
+        """Answers when the model is loaded: the digest of the reference adapter."""
+        return self.worker.adapters.reference_digest()
+
+    def install(self, snapshot: LoraSnapshot, *, probe: bool = False) -> Echo:
+        return self.worker.install(snapshot, probe=probe)
+
+    def rollout(
+        self, task: SRTask, seeds: tuple[int, ...], *, training: bool = True
+    ) -> tuple[RolloutReceipt, RolloutGroup]:
+        """The two results are separate objects, so the driver fetches the receipt alone."""
+        return self.worker.rollout(task, seeds, training=training)
+
+
+class RewardActor:
+    """One `rewards.server.RewardServer`."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        from rewards.server import RewardServer
+
+        self.server = RewardServer(config, threads=config.threads)
+
+    def ready(self) -> str:
+        """Answers when the model is loaded."""
+        return self.server.config.name
+
+    def score(self, count: int, *carriers: SRTask | RolloutGroup) -> list[RewardColumn]:
+        """`count` tasks, then their groups; Ray resolves top-level references only, hence the flat arguments."""
+        tasks = [carrier for carrier in carriers[:count] if isinstance(carrier, SRTask)]
+        groups = [carrier for carrier in carriers[count:] if isinstance(carrier, RolloutGroup)]
+        return self.server.score(tasks, groups)
+
+
+class TaggerActor:
+    """One `rewards.tagger.TaggerServer` of one section of the data."""
+
+    def __init__(self, where: str, config: TaggerConfig) -> None:
+        from rewards.tagger import TaggerServer
+
+        self.server = TaggerServer(where, config, threads=config.threads)
+
+    def ready(self) -> str:
+        """Answers when the model is loaded."""
+        return self.server.name
+
+    def tag(self, *requests: TagRequest) -> list[ImageTags]:
+        return self.server.tag(requests)
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """A snapshot put once into the object store, and what that took."""
+
+    ref: "ray.ObjectRef[LoraSnapshot]"
+    version: int
+    digest: str
+    size_bytes: int
+    gather_s: float
+    put_s: float
+
+
+class LearnerActor:
+    """One rank of the `learner.learner.Learner`."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.learner: Learner | None = None
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 will listen."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+            return host, probe.getsockname()[1]
+
+    def start(self, config: RunConfig, master: tuple[str, int]) -> str | None:
+        """Build the learner; returns the digest of the reference adapter when all ranks have joined."""
+        from learner.learner import Learner
+
+        os.environ.update(
+            RANK=str(self.rank), LOCAL_RANK="0", WORLD_SIZE=str(config.learner.ranks),
+            MASTER_ADDR=master[0], MASTER_PORT=str(master[1]),
+        )  # fmt: skip
+        self.learner = Learner(config)
+        return self.learner.reference_digest()
+
+    def _ready(self) -> "Learner":
+        if self.learner is None:
+            raise RuntimeError(f"learner rank {self.rank} was not started")
+        return self.learner
+
+    def train(self, advantages: Sequence[F64], *carriers: SRTask | RolloutGroup) -> "TrainReport":
+        """Tasks first, then their groups; Ray resolves top-level references only, hence the flat arguments. One `[G]`
+        of advantages per group, or of which its pairs are chosen."""
+        from rl.preferences import train_item
+
+        learner = self._ready()
+        tasks, groups = carriers[: len(advantages)], carriers[len(advantages) :]
+        items: list[TrainItem] = []
+        for task, group, row in zip(tasks, groups, advantages, strict=True):
+            if not isinstance(task, SRTask) or not isinstance(group, RolloutGroup):
+                raise TypeError(f"train: expected tasks, then groups, got {type(task)}, {type(group)}")
+            items.append(train_item(task, group, row, pairs=learner.config.objective.pairs))
+        return learner.train(items)
+
+    def publish(self, *, ema: bool = False) -> Published:
+        """Gather the newest adapter (or the EMA) and put it once."""
+        started = time.perf_counter()
+        learner = self._ready()
+        snapshot = learner.ema_snapshot() if ema else learner.snapshot()
+        gathered = time.perf_counter()
+        ref = ray.put(snapshot)
+        size = sum(array.nbytes for array in snapshot.tensors.values())
+        put_s = time.perf_counter() - gathered
+        return Published(ref, snapshot.version, snapshot.digest, size, gathered - started, put_s)
+
+    def save(self, folder: Path) -> None:
+        self._ready().save(folder)
+
+    def load(self, folder: Path) -> int:
+        """Returns the version that was loaded."""
+        self._ready().load(folder)
+        return self._ready().version

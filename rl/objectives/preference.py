@@ -1,0 +1,122 @@
+"""What preference losses on a group's errors share (GDPO, Diffusion-DPO): errors, their change, and a step in
+micro-batches.
+
+    e_i(net) = mean_{C,H,W} (net(z_t) - target)^2        a scalar per sample; policy and reference share z_t and eps
+    d_i      = e_i(theta) - e_i(ref)
+    inside   = - sum_i c_i d_i                           c_i: the objective's coefficients, from advantages or a pair
+    L        = -log sigmoid(inside)
+
+A group's log-sigmoid is not a sum over its members. Where a group is trained in micro-batches a first pass without a
+graph takes all errors, and dL/de_i = sigmoid(-inside) c_i weighs each error's gradient in the second.
+
+Latents are the group's images encoded again, as published: what the policy is trained on is the image that was scored,
+rounding and clamping included.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rl.metrics import Key
+from rl.objectives.base import Loss, MicroBatch, Objective
+from rl.types import TrainItem
+
+
+def sample_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """e_i: `[B, C, h, w]` predictions and targets -> `[B]`."""
+    return (prediction - target).square().flatten(1).mean(1)
+
+
+def preference_loss(d: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """(L, inside) of one group or pair; d and coefficients `[M]`."""
+    inside = -(coefficients * d).sum()
+    return -logsigmoid(inside), inside
+
+
+@dataclass(frozen=True, eq=False)
+class PreferenceBatch(MicroBatch):
+    """M members of one group, or of one pair, and one draw of their noise."""
+
+    condition: Any
+    z: Tensor
+    """`[M, C, h, w]` the images encoded again."""
+    eps: Tensor
+    """`[M, C, h, w]`"""
+    t: Tensor
+    """`[M]`"""
+    coefficients: Tensor
+    """`[M]`, the c_i."""
+    known: "Known | None" = None
+    """Of a part of a group: what the first pass found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """The first pass of a group that is trained in parts."""
+
+    inside: Tensor
+    """Scalar, of the whole group."""
+    loss: Tensor
+    """Scalar, of the whole group."""
+
+
+class PreferenceObjective(Objective[PreferenceBatch]):
+    """Both passes; a subclass makes whole batches, each a group or a pair at one draw."""
+
+    splits: bool = True
+    """Whether a whole batch may be trained in parts; a pair is small enough."""
+
+    def whole(self, items: Sequence[TrainItem]) -> Iterator[PreferenceBatch]:
+        """Draw-major: every update sees every group. `share` is the batch's weight among those of its group."""
+        raise NotImplementedError
+
+    def micro_batches(self, items: Sequence[TrainItem], version: int) -> Iterator[PreferenceBatch]:
+        for batch in self.whole(items):
+            parts = self.parts(len(batch.z)) if self.splits else [slice(0, len(batch.z))]
+            if len(parts) == 1:
+                yield batch
+                continue
+            with torch.no_grad():
+                d = torch.cat([self._change(_part(batch, part))[0] for part in parts])
+                loss, inside = preference_loss(d, batch.coefficients)
+            for part in parts:
+                yield replace(_part(batch, part), known=Known(inside, loss))
+
+    def forward(self, batch: PreferenceBatch) -> Loss:
+        d, e, drift = self._change(batch)
+        if batch.known is None:
+            value, inside = preference_loss(d, batch.coefficients)
+            total = value * batch.share
+        else:
+            value, inside = batch.known.loss, batch.known.inside
+            surrogate = (torch.sigmoid(-inside) * batch.coefficients * d).sum()
+            # the value of the loss with the gradient of the surrogate
+            total = value * batch.share + surrogate - surrogate.detach()
+        terms = {
+            Key.LOSS_POLICY: value * batch.share,
+            Key.LOSS_MARGIN: inside * batch.share,
+            Key.LOSS_ERROR: e.mean() * batch.share,
+            Key.LOSS_DRIFT: drift * batch.share,
+        }
+        return Loss(total, {key: term.detach() for key, term in terms.items()})
+
+    def _change(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """d `[M]`, e(theta) `[M]` and the mean squared distance of the predictions."""
+        z_t = self.policy.noised(batch.z, batch.eps, batch.t)
+        target = self.policy.target(batch.z, batch.eps, batch.t)
+        with torch.no_grad(), self.adapters.using(self.adapters.reference):
+            reference = self.policy.prediction(z_t, batch.t, [batch.condition]).float()
+        prediction = self.policy.prediction(z_t, batch.t, [batch.condition]).float()
+        e = sample_error(prediction, target)
+        return e - sample_error(reference, target), e, (prediction.detach() - reference).square().mean()
+
+
+def _part(batch: PreferenceBatch, part: slice) -> PreferenceBatch:
+    share = batch.share * (part.stop - part.start) / len(batch.z)
+    return replace(
+        batch, share=share, z=batch.z[part], eps=batch.eps[part], t=batch.t[part], coefficients=batch.coefficients[part]
+    )
