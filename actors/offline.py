@@ -17,7 +17,7 @@ from actors.monitor import Monitor, Stopwatch
 from actors.training import Outcome, TrainingLoop
 from rl.config.offline import OfflineConfig
 from rl.data.pools import PoolSource
-from rl.metrics import Key, batch_values
+from rl.metrics import Key, Value, batch_values
 
 
 class OfflineLoop(TrainingLoop):
@@ -49,7 +49,7 @@ class OfflineLoop(TrainingLoop):
         self.step += 1
         step_s = watch()
         images = sum(len(group.images) for group in groups)
-        own = {
+        own: dict[str, Value] = {
             Key.POLICY_VERSION: float(report.version),
             Key.TIME_STEP: step_s,
             Key.PERF_IMAGES: images / step_s,
