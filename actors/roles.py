@@ -14,6 +14,7 @@ import ray
 from rl.config.reward import RewardConfig
 from rl.config.run import RunConfig
 from rl.config.tagger import TaggerConfig
+from rl.config.training import TrainingSection
 from rl.types import (
     F64,
     Echo,
@@ -115,7 +116,7 @@ class LearnerActor:
             host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # ray leaves it untyped
             return host, probe.getsockname()[1]
 
-    def start(self, config: RunConfig, master: tuple[str, int]) -> str | None:
+    def start(self, config: TrainingSection, master: tuple[str, int]) -> str | None:
         """Build the learner; returns the digest of the reference adapter when all ranks have joined."""
         from learner.learner import Learner
 

@@ -10,9 +10,11 @@ import yaml
 from pydantic import ValidationError
 
 from rl.config.base import Section
+from rl.config.offline import OfflineConfig
 from rl.config.open_union import OpenUnion
 from rl.config.pretrain import PRETRAINS, PretrainSection
 from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.errors import InputError
 
 Model = TypeVar("Model", bound=Section)
@@ -26,12 +28,20 @@ def _online(raw: dict[str, Any]) -> type[Section]:
     return RunConfig
 
 
+def _offline(raw: dict[str, Any]) -> type[Section]:
+    return OfflineConfig
+
+
 def _pretrain(raw: dict[str, Any]) -> type[Section]:
     return PRETRAINS.member(raw.get("type", PRETRAINS.default))
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], type[Section]]] = {"online": _online, "pretrain": _pretrain}
-"""What a recipe can be, `kind` at its root -> its section. `isrl train` runs `online`."""
+KINDS: dict[str, Callable[[dict[str, Any]], type[Section]]] = {
+    "online": _online,
+    "offline": _offline,
+    "pretrain": _pretrain,
+}
+"""What a recipe can be, `kind` at its root -> its section. `isrl train` runs `online` and `offline`."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Section:
@@ -52,6 +62,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _expect(RunConfig, load_recipe(path, overrides), path)
 
 
+def load_training_config(path: Path, overrides: Sequence[str] = ()) -> TrainingSection:
+    """A recipe of `isrl train`, online or offline."""
+    return _expect(TrainingSection, load_recipe(path, overrides), path)
+
+
 def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> PretrainSection:
     """A recipe of `isrl pretrain`; its `type` says which preset it makes."""
     return _expect(PretrainSection, load_recipe(path, overrides), path)
@@ -60,7 +75,7 @@ def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> PretrainS
 def _expect(wanted: type[Model], recipe: Section, path: Path) -> Model:
     if not isinstance(recipe, wanted):
         kind = recipe.model_dump()["kind"]
-        command = {"online": "train"}.get(kind, kind)
+        command = {"online": "train", "offline": "train"}.get(kind, kind)
         raise ConfigError(f"{path}: expected a recipe of another kind, got kind '{kind}'; run it with isrl {command}")
     return recipe
 

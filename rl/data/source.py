@@ -61,7 +61,7 @@ class TaskSource:
     def task(self, ordinal: int) -> SRTask:
         """Task `ordinal` of the stream."""
         epoch, position = divmod(ordinal, len(self.names))
-        name = self.names[_order(self.seed, epoch, len(self.names))[position]]
+        name = self.names[epoch_order(self.seed, epoch, len(self.names))[position]]
         rng = np.random.default_rng(derive_seed(self.seed, "crop", ordinal))
         photo = self._photos[name]
         side = self.config.source_side
@@ -118,6 +118,7 @@ def _chw(image: U8) -> U8:
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    """A permutation of `count` images for one epoch."""
     rng = np.random.default_rng(derive_seed(seed, "epoch", epoch))
     return tuple(int(i) for i in rng.permutation(count))

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.metrics import Key
 from rl.policies.base import Policy
 from rl.policies.lora import Adapters
@@ -51,7 +51,7 @@ Batch = TypeVar("Batch", bound=MicroBatch)
 class Objective(nn.Module, ABC, Generic[Batch]):
     """`forward(micro-batch) -> Loss`; predictions of policy, anchor and reference come from one base."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(policy.modules)
         self.policy = policy

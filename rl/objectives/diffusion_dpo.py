@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rl.config.objective import DiffusionDPOSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.objectives.preference import PreferenceBatch, PreferenceObjective, preference_loss
 from rl.policies.base import Policy
 from rl.policies.lora import Adapters
@@ -28,7 +28,7 @@ class DiffusionDPOObjective(PreferenceObjective):
 
     splits = False
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
         if not isinstance(config.objective, DiffusionDPOSection):
             raise TypeError(f"DiffusionDPOObjective: expected its section, got {type(config.objective).__name__}")

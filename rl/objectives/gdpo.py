@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rl.config.objective import GDPOSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.objectives.preference import PreferenceBatch, PreferenceObjective, preference_loss
 from rl.policies.base import Policy
 from rl.policies.lora import Adapters
@@ -35,7 +35,7 @@ def gdpo_loss(e_theta: Tensor, e_ref: Tensor, advantages: Tensor, omega: float) 
 class GDPOObjective(PreferenceObjective):
     """The loss above as the learner trains it."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
         if not isinstance(config.objective, GDPOSection):
             raise TypeError(f"GDPOObjective: expected a GDPOSection, got {type(config.objective).__name__}")

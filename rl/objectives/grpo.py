@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rl.config.objective import GRPOSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.flow.sde import SDEStep, StepMoments
 from rl.metrics import Key
 from rl.objectives.base import Loss, MicroBatch, Objective
@@ -134,7 +134,7 @@ class GRPOObjective(Objective[GRPOBatch]):
     """The loss above as the learner trains it. The ratio is to the behaviour, whose likelihoods the group carries;
     the KL is to the reference."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
         if not isinstance(config.objective, GRPOSection):
             raise TypeError(f"GRPOObjective: expected a GRPOSection, got {type(config.objective).__name__}")

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rl.advantages import to_reward_weight
 from rl.config.objective import NFTSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.metrics import Key
 from rl.objectives.base import Loss, MicroBatch, Objective
 from rl.policies.base import Policy
@@ -127,7 +127,7 @@ class NFTBatch(MicroBatch):
 class NFTObjective(Objective[NFTBatch]):
     """The loss above as the learner trains it."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
         if not isinstance(config.objective, NFTSection):
             raise TypeError(f"NFTObjective: expected an NFTSection, got {type(config.objective).__name__}")
