@@ -40,6 +40,11 @@ class PyiqaSection(DeviceSection, RewardSection):
     """Arguments of pyiqa's metric, over its defaults; `pretrained_model_path` names a local file with its weights."""
 
     @property
+    def label(self) -> str:
+        metric = self.metric_name
+        return f"reward '{self.name}'" if metric == self.name else f"reward '{self.name}' (metric '{metric}')"
+
+    @property
     def metric_name(self) -> str:
         return self.metric or self.name
 

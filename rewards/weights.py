@@ -29,10 +29,8 @@ def check_weights(sections: Sequence[RewardSection], *, probe_s: float = PROBE_S
     failures = unreachable((file.url for files in missing.values() for file in files), probe_s)
     lost = [(label, file) for label, files in missing.items() for file in files if file.url in failures]
     if lost:
-        lines = (f"    {label}: {_where(file)} ({failures[file.url]})" for label, file in lost)
-        raise MissingInput(
-            "\n".join(["weights are not on this machine and cannot be downloaded:", *lines, f"    {_what_to_do(lost)}"])
-        )
+        lines = (f"    {label}: {_sought(file)} ({failures[file.url]}); {_remedy(file)}" for label, file in lost)
+        raise MissingInput("\n".join(["weights are not on this machine and cannot be downloaded:", *lines]))
 
 
 def weights_texts(sections: Sequence[RewardSection], *, probe_s: float = PROBE_S) -> dict[str, str]:
@@ -43,8 +41,8 @@ def weights_texts(sections: Sequence[RewardSection], *, probe_s: float = PROBE_S
 
 
 def missing_text(files: Sequence[WeightFile]) -> str:
-    """One line on files that could not be downloaded."""
-    return f"{'; '.join(map(_where, files))}; {_what_to_do(files)}"
+    """One line on files that could not be loaded or downloaded."""
+    return "; ".join(f"{_sought(file)}; {_remedy(file)}" for file in files)
 
 
 def unreachable(urls: Iterable[str], probe_s: float) -> Mapping[str, str]:
@@ -104,10 +102,11 @@ def _text(section: RewardSection, missing: Sequence[WeightFile], failures: Mappi
     return f"weights will be downloaded: {', '.join(file.name for file in missing)}" if missing else "weights found"
 
 
-def _where(file: WeightFile) -> str:
-    text = f"{file.name}, looked for at {file.path}" + (f", downloaded from {file.url}" if file.url else "")
-    return text + (f", or named by options: {{{file.option}: FILE}}" if file.option and file.url else "")
+def _sought(file: WeightFile) -> str:
+    elsewhere = f" and could not be had from {file.url}" if file.url else ""
+    return f"{file.name} is not at {file.path}{elsewhere}"
 
 
-def _what_to_do(files: Sequence[object]) -> str:
-    return f"put {'it' if len(files) == 1 else 'them'} there, or use another metric"
+def _remedy(file: WeightFile) -> str:
+    option = f", write options: {{{file.option}: FILE}}" if file.option and file.url else ""
+    return f"put it there{option}, or use another metric"

@@ -75,9 +75,7 @@ class IqaReward:
                 if not missing:
                     raise
                 why = str(error).partition("\n")[0]
-                raise RewardError(
-                    self.name, f"weights could not be loaded ({why}): {missing_text(missing)}"
-                ) from None
+                raise RewardError(self.name, f"weights could not be loaded ({why}): {missing_text(missing)}") from None
 
     def _references(self, groups: Sequence[RewardInput]) -> list[U8]:
         hrs = []

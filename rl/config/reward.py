@@ -16,6 +16,7 @@ class WeightFile:
 
     name: str
     url: str
+    """Empty where it is not downloaded."""
     path: Path
     """Where it is looked for, and where a download puts it."""
     found: bool

@@ -20,7 +20,7 @@ def check(metric: str = "psnr", has_hr: bool = True, sr_side: int | None = 256, 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"metric": "psnr", "has_hr": False}, "reward 'r': 'psnr' compares with the HR image"),
+        ({"metric": "psnr", "has_hr": False}, r"reward 'r' \(metric 'psnr'\): 'psnr' compares with the HR image"),
         ({"metric": "psnr_y", "has_hr": False}, "'psnr_y' compares with the HR image"),
         ({"metric": "ms_ssim", "sr_side": 128}, "at least 161 pixels .*got 128"),
         ({"metric": "ssim_y", "sr_side": 10}, "'ssim_y' needs sides of at least 11 pixels"),

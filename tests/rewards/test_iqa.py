@@ -52,7 +52,7 @@ def test_lpips_squeeze_equals_the_training_loss(
 ) -> None:
     import torch
 
-    from rl.perceptual import Lpips
+    from rl.objectives.lpips import Lpips
 
     one: RewardInput = group(64)
     assert one.hr is not None
@@ -183,7 +183,7 @@ def test_failures_carry_the_cause(fake: Make, group: Make) -> None:
 
 
 def test_missing_weights_are_a_reward_error(pyiqa_config: Make, tmp_path: Path) -> None:
-    with pytest.raises(RewardError, match="reward 'niqe': weights could not be loaded .*absent.mat, looked for at"):
+    with pytest.raises(RewardError, match="reward 'niqe': weights could not be loaded .*absent.mat is not at"):
         IqaReward(pyiqa_config("niqe", pretrained_model_path=str(tmp_path / "absent.mat")))
 
 
