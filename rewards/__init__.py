@@ -20,13 +20,11 @@ def build_reward(section: RewardSection) -> Reward:
     """The reward that `section` describes.
 
     Raises:
-        ValueError: the section names something that does not exist (`check_reward` says so earlier).
-        RewardError: it exists but could not be built: weights, network, a package, the user's file.
+        RewardError: it could not be built: weights, network, a package, the user's file.
     """
-    with naming(section.name, f"importing {section.builder}"):
-        builder = load(section.builder)
-    reward: Reward = builder(section)
-    return reward
+    with naming(section.name, f"building {section.builder}"):
+        reward: Reward = load(section.builder)(section)
+        return reward
 
 
 def check_reward(section: RewardSection, *, has_hr: bool, sr_side: int | None) -> None:

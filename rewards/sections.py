@@ -21,7 +21,7 @@ SCORE_ARGUMENTS = ("images", "lr", "hr", "scale")
 
 
 class PyiqaSection(DeviceSection, RewardSection):
-    """A pyiqa metric by its name; the sign is turned where lower is better.
+    """A pyiqa metric; its sign is flipped where lower is better.
 
     `psnr_y` and `ssim_y` are what papers on super-resolution report: Y of BT.601's YCbCr in its studio range,
 

@@ -1,4 +1,4 @@
-"""One adapter for every pyiqa metric by name, and the only place that imports pyiqa.
+"""The adapter for every pyiqa metric, and the only place that imports pyiqa.
 
 pyiqa's licence is PolyForm Noncommercial: a run that uses this type is non-commercial. Weights come from pyiqa's own
 downloads (`$TORCH_HOME/hub/pyiqa`, `HF_HOME`) or from a local file through `options: {pretrained_model_path: ...}`.
@@ -32,7 +32,7 @@ class IqaReward:
 
     Raises:
         ValueError: no such metric, or not a score per image.
-        RewardError: pyiqa could not build it (missing weights, no network, missing package).
+        RewardError: pyiqa could not build it. Weights that are missing and could not be downloaded are one line.
     """
 
     def __init__(self, section: PyiqaSection) -> None:

@@ -69,7 +69,7 @@ class ClipTagger:
         pixels = self._processor.image_processor(
             images=[np.array(image) for image in images], return_tensors="pt", input_data_format="channels_first"
         )["pixel_values"]
-        # by hand and not by get_image_features(), which answers a tensor in transformers 4 and an object in 5
+        # instead of get_image_features(), which returns a tensor in transformers 4 and an object in 5
         pooled = self._model.vision_model(pixel_values=pixels.to(self._device)).pooler_output
         seen = normalize(self._model.visual_projection(pooled), dim=-1)
         logits: Tensor = self._model.logit_scale.exp() * seen @ self._text.T

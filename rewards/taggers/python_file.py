@@ -50,7 +50,7 @@ class PythonFileTagger:
                 raise TaggerError(
                     self.name,
                     f"{self._where}: expected the texts in the order of the images, each from its own image alone; the "
-                    f"last of {len(texts)} images gets '{texts[-1]}' among the others and '{alone}' alone; mend the "
+                    f"last of {len(texts)} images gets '{texts[-1]}' among the others and '{alone}' alone; fix the "
                     "order, or write batch_images: 1 where texts are drawn at random",
                 )
             self._order_verified = True

@@ -16,7 +16,7 @@ from rl.types import U8, ImageTags, TagRequest, image_digest
 
 
 class Tagger(Protocol):
-    """One tagger. A failure is a `TaggerError`; no method ever answers an empty text."""
+    """One tagger. A failure is a `TaggerError`; it never returns an empty text."""
 
     def tag(self, images: Sequence[U8]) -> list[str]:
         """One text per image `[3, H, W]`, in their order."""
@@ -38,9 +38,8 @@ class TaggerServer:
     def __init__(self, name: str, config: TaggerSection, *, threads: int | None = None) -> None:
         limit_threads(threads)
         self.name = name
-        with naming(name, f"importing {config.builder}", TaggerError):
-            builder = load(config.builder)
-        self.tagger: Tagger = builder(name, config)
+        with naming(name, f"building {config.builder}", TaggerError):
+            self.tagger: Tagger = load(config.builder)(name, config)
 
     def tag(self, requests: Sequence[TagRequest]) -> list[ImageTags]:
         """One answer per request, in their order; `seconds` is an equal share of the call.
