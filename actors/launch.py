@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.deadline import get_within
-from rl.config.reward import RewardConfig
+from rl.config.reward import RewardSection
 from rl.config.run import RunConfig
 from rl.config.server import ServerSection
-from rl.config.tagger import TaggerConfig
+from rl.config.tagger import TaggerSection
 from rl.config.training import TrainingSection
 
 
@@ -100,13 +100,13 @@ def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
     return tuple(placed.remote(config) for _ in range(config.rollout.workers))
 
 
-def _spawn_reward(config: RewardConfig) -> Any:
+def _spawn_reward(config: RewardSection) -> Any:
     from actors.roles import RewardActor
 
     return _server(RewardActor, config).remote(config)
 
 
-def _spawn_tagger(where: str, config: TaggerConfig) -> Any:
+def _spawn_tagger(where: str, config: TaggerSection) -> Any:
     from actors.roles import TaggerActor
 
     return _server(TaggerActor, config).remote(where, config)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from rl.config.reward import RewardConfig
+from rl.config.reward import RewardSection
 from rl.config.run import RunConfig
-from rl.config.tagger import TaggerConfig
+from rl.config.tagger import TaggerSection
 from rl.config.training import TrainingSection
 from rl.types import (
     F64,
@@ -58,7 +58,7 @@ class RolloutActor:
 class RewardActor:
     """One `rewards.server.RewardServer`."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardSection) -> None:
         from rewards.server import RewardServer
 
         self.server = RewardServer(config, threads=config.threads)
@@ -75,10 +75,10 @@ class RewardActor:
 
 
 class TaggerActor:
-    """One `rewards.tagger.TaggerServer` of one section of the data."""
+    """One `rewards.taggers.server.TaggerServer` of one section of the data."""
 
-    def __init__(self, where: str, config: TaggerConfig) -> None:
-        from rewards.tagger import TaggerServer
+    def __init__(self, where: str, config: TaggerSection) -> None:
+        from rewards.taggers.server import TaggerServer
 
         self.server = TaggerServer(where, config, threads=config.threads)
 

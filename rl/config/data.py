@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from rl.config.base import InputPath, Section
 from rl.config.open_union import OpenUnion
 from rl.config.prompts import PromptSection
-from rl.config.tagger import TaggerConfig
+from rl.config.tagger import AnyTagger
 
 Range = tuple[float, float]
 
@@ -126,7 +126,7 @@ class DataSection(PromptSection):
     enlargement: Literal["bicubic", "random"] = "bicubic"
     """How the policy enlarges the LR image: bicubically, or by bicubic, bilinear or area, drawn for each image
     (GDPO-SR's training)."""
-    tagger: TaggerConfig | None = None
+    tagger: AnyTagger | None = None
     """Writes each image's prompt from what it sees there, instead of `prompt` and `prompt_path`."""
 
     @field_validator("path", mode="before")

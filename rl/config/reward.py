@@ -72,4 +72,3 @@ REWARDS: dict[str, str] = {
 }
 AnyReward = Annotated[RewardSection, OpenUnion(REWARDS, base=RewardSection)]
 """An element of a recipe's `rewards`."""
-RewardConfig = AnyReward

@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from rl.config.base import Section
 from rl.config.data import AnyData
-from rl.config.reward import RewardConfig
+from rl.config.reward import AnyReward
 from rl.config.rollout import AnySampler, RolloutSection, SamplerSection
-from rl.config.tagger import TaggerConfig
+from rl.config.tagger import TaggerSection
 from rl.config.training import TrainingSection, TrainSection, default_sampler
 
 SCHEMA_VERSION = 2
@@ -49,7 +49,7 @@ class RunConfig(TrainingSection):
     train: OnlineTrainSection = OnlineTrainSection()
     data: AnyData
     rollout: RolloutSection = RolloutSection()
-    rewards: list[RewardConfig] = Field(min_length=1)
+    rewards: list[AnyReward] = Field(min_length=1)
     eval: EvalSection | None = None
     """None: no evaluation."""
     schema_version: Literal[2] = 2
@@ -143,7 +143,7 @@ class RunConfig(TrainingSection):
         return self.train.max_policy_lag
 
     @property
-    def taggers(self) -> dict[str, TaggerConfig]:
+    def taggers(self) -> dict[str, TaggerSection]:
         """Section -> the tagger that processes are started for. An evaluation whose tagger differs from training's in
         nothing but the image that it sees uses the processes of `data`."""
         ours, held_out = self.data.tagger, self.eval.data.tagger if self.eval else None

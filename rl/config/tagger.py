@@ -39,4 +39,3 @@ TAGGERS: dict[str, str] = {
 }
 AnyTagger = Annotated[TaggerSection, OpenUnion(TAGGERS, base=TaggerSection)]
 """A recipe's `data.tagger`."""
-TaggerConfig = AnyTagger
