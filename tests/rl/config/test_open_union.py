@@ -112,7 +112,10 @@ def test_its_input_paths_are_made_absolute(module: str, load: Callable[..., RunC
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere_at_all:Tiny", "policy: 'nowhere_at_all:Tiny': No module named 'nowhere_at_all'; a module is found in"),
+        (
+            "nowhere_at_all:Tiny",
+            "policy: 'nowhere_at_all:Tiny': No module named 'nowhere_at_all'; a module is found",
+        ),
         ("{module}:Absent", "has no attribute 'Absent'; a module is found in the directory that isrl is started from"),
         ("{module}:NoSection", "expected a class that extends PolicySection, got <class '{module}.NoSection'>"),
         ("{module}:Mean", "expected a class that extends PolicySection, got <class '{module}.Mean'>"),

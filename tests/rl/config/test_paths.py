@@ -38,8 +38,8 @@ NO_PATHS = {
     "RayConfig.address": "an address",
     "MonitorConfig.project": "a name at W&B", "MonitorConfig.entity": "a name at W&B",
 }  # fmt: skip
-"""Fields that hold text and are not marked, by the section that declares them -> what the text is. A pretraining runs in
-the user's own process and directory, so none of its fields has to be."""
+"""Fields that hold text and are not marked, by the section that declares them -> what the text is. A pretraining runs
+in the user's own process and directory, so none of its fields has to be."""
 
 
 def test_every_text_of_every_section_is_a_marked_path_or_said_not_to_be_one(every_field: list[Any]) -> None:

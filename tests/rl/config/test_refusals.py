@@ -42,10 +42,14 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         "learner.updates_per_batch must divide the 9 slots of a group, so that every update sees every group; got 12",
     ),
     "updates over samples": (
-        ["objective={type: grpo, order: samples}", "rollout={group_size: 12, micro_batch: 4, sampler: {solver: sde}}",
-         "learner.ranks=2", "learner.updates_per_batch=4"],
-        "learner.updates_per_batch must divide the 6 micro-batches of members of a rank, of which every update gets its "
-        "share; got 4",
+        [
+            "objective={type: grpo, order: samples}",
+            "rollout={group_size: 12, micro_batch: 4, sampler: {solver: sde}}",
+            "learner.ranks=2",
+            "learner.updates_per_batch=4",
+        ],
+        "learner.updates_per_batch must divide the 6 micro-batches of members of a rank, of which every update gets "
+        "its share; got 4",
     ),
     "a likelihood in other micro-batches": (
         ["objective.type=grpo", "rollout={micro_batch: 4, sampler: {solver: sde}}", "learner.micro_batch=6"],
@@ -134,8 +138,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a ratio of steps without a likelihood": (
         ["objective.type=grpo"],
-        "objective 'grpo' needs a stochastic sampler, got rollout.sampler.solver 'dpm2': an ODE has no likelihood; write "
-        "rollout.sampler.solver=sde",
+        "objective 'grpo' needs a stochastic sampler, got rollout.sampler.solver 'dpm2': an ODE has no likelihood; "
+        "write rollout.sampler.solver=sde",
     ),
     "a ratio of one step": (
         ["policy.type=naosd", "objective.type=grpo"],
