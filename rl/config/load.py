@@ -129,6 +129,9 @@ class _Place:
                 chosen = raw.get(self.union.key, self.union.default)
                 what = " ".join([*words, self.union.key])
                 return f" for {what} '{chosen}'; read by {', '.join(readers)}"
+        kinds = [kind for kind, choose in KINDS.items() if key in choose({}).model_fields]
+        if not self.path and kinds:
+            return f" for kind '{raw.get('kind')}'; read by {', '.join(kinds)}"
         nearest = difflib.get_close_matches(key, self.section.model_fields, n=1)
         return f"; did you mean '{nearest[0]}'?" if nearest else "; remove it"
 
@@ -167,7 +170,7 @@ def _chosen(annotation: Any, marks: Sequence[Any], raw: Any, path: tuple[str | i
         if isinstance(mark, OpenUnion) and isinstance(raw, dict):
             return _Place(mark.member(raw.get(mark.key, mark.default)), mark, path)
     if isinstance(annotation, type):
-        return _Place(annotation) if issubclass(annotation, Section) else None
+        return _Place(annotation, None, path) if issubclass(annotation, Section) else None
     found = (_chosen(inner, (), raw, path) for inner in get_args(annotation))
     return next((place for place in found if place is not None), None)
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from rl.config.base import Section
+from rl.config.offline import OfflineConfig
 from rl.config.open_union import OpenUnion
 from rl.config.pretrain import PRETRAINS
 from rl.config.run import RunConfig
@@ -34,7 +35,7 @@ class SectionField:
 def every_field() -> list[SectionField]:
     """Of every recipe, the sections in it and the members of its unions."""
     seen: set[type[Section]] = set()
-    roots = [RunConfig, *(PRETRAINS.member(name) for name in PRETRAINS.registry)]
+    roots = [RunConfig, OfflineConfig, *(PRETRAINS.member(name) for name in PRETRAINS.registry)]
     return [found for root in roots for found in _fields(root, seen)]
 
 

@@ -7,12 +7,13 @@ import pytest
 import yaml
 
 from rl.config.base import Section
-from rl.config.load import ConfigError, dump_config, load_config, load_pretrain_config, load_recipe, validate
+from rl.config.load import ConfigError, dump_config, load_config, load_pretrain_config, load_recipe, load_training_config, validate
 from rl.config.objective import NFTSection
 from rl.config.policy import POLICIES, policy_section
 from rl.config.pretrain import PretrainSection
 from rl.config.rollout import GaussianSection, ODESection, OneStepSection, StochasticSection
 from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(CONFIGS.glob("**/*.yaml"))
@@ -29,7 +30,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_is_sparse(path: Path) -> None:
     """No unknown key, nothing impossible; a recipe writes what it changes and explains itself in a comment."""
-    assert isinstance(load_recipe(path), PretrainSection if "pretrain" in path.name else RunConfig)
+    assert isinstance(load_recipe(path), PretrainSection if "pretrain" in path.name else TrainingSection)
     text = path.read_text()
     assert text.startswith("# "), "a recipe begins with what it is for"
     assert len(text.splitlines()) < 80
@@ -48,6 +49,20 @@ def test_dump_and_load_are_inverse(path: Path, tmp_path: Path) -> None:
         copy.write_text(dump_config(section))
         assert load_recipe(copy) == section
         assert dump_config(load_recipe(copy)) == copy.read_text()
+
+
+def test_an_offline_recipe_survives_dump_and_load(tmp_path: Path) -> None:
+    """Also where its objective has keys that say how groups are sampled."""
+    raw = {
+        "kind": "offline", "policy": {"type": "naosd"}, "objective": {"type": "gdpo", "draws": 2},
+        "pools": {"path": "pool", "group_size": 4}, "scores": [{"name": "psnr", "scale": 2}],
+    }  # fmt: skip
+    first, copy = tmp_path / "offline.yaml", tmp_path / "config.yaml"
+    first.write_text(yaml.safe_dump(raw))
+    config = load_recipe(first)
+    copy.write_text(dump_config(config))
+    assert load_recipe(copy) == config
+    assert "sample_from" not in copy.read_text()
 
 
 def test_overrides_survive_dump_and_load(tmp_path: Path) -> None:
@@ -141,7 +156,7 @@ def test_every_mistake_is_listed_at_once(recipe: Path) -> None:
         load_config(recipe, ["train.steps=0", "learner.zero_stage=3", "data.crops=64"])
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{recipe}:"
-    assert [line.split(":")[0].strip() for line in lines[1:]] == ["train.steps", "data.crops", "learner.zero_stage"]
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["train.steps", "learner.zero_stage", "data.crops"]
 
 
 def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
@@ -231,13 +246,13 @@ class TestKind:
         ("override", "got"), [("kind=onlin", "'onlin'"), ("kind=null", "None"), ("kind=[online]", r"\['online'\]")]
     )
     def test_an_unknown_one_is_refused(self, recipe: Path, override: str, got: str) -> None:
-        with pytest.raises(ConfigError, match=f"kind: expected one of online, pretrain at the root .*, got {got}$"):
+        with pytest.raises(ConfigError, match=f"kind: expected one of online, offline, pretrain at the root .*, got {got}$"):
             load_recipe(recipe, [override])
 
     def test_a_recipe_without_one_is_refused(self, tmp_path: Path) -> None:
         file = tmp_path / "old.yaml"
         file.write_text(yaml.safe_dump({key: value for key, value in MINIMAL.items() if key != "kind"}))
-        with pytest.raises(ConfigError, match=r"kind: expected one of online, pretrain .*, got none$"):
+        with pytest.raises(ConfigError, match=r"kind: expected one of online, offline, pretrain .*, got none$"):
             load_recipe(file)
 
     def test_the_command_for_another_kind_is_named(self, recipe: Path) -> None:
@@ -245,6 +260,9 @@ class TestKind:
             load_config(CONFIGS / "pretrain_flux2sr_mini.yaml")
         with pytest.raises(ConfigError, match="got kind 'online'; run it with isrl train"):
             load_pretrain_config(recipe)
+        with pytest.raises(ConfigError, match="got kind 'pretrain'; run it with isrl pretrain"):
+            load_training_config(CONFIGS / "pretrain_flux2sr_mini.yaml")
+        assert load_training_config(recipe) == load_config(recipe)
 
     def test_an_unknown_pretraining_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="type must be one of flux2sr, naosd, .*, got 'sd3'"):

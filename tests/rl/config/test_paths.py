@@ -25,9 +25,9 @@ NAOSD: dict[str, Any] = {
 }  # fmt: skip
 
 NO_PATHS = {
-    "RunConfig.kind": "a choice", "PretrainSection.kind": "a choice",
+    "TrainingSection.kind": "a choice", "PretrainSection.kind": "a choice",
     "RunSection.dir": "output", "PretrainSection.out": "output",
-    "RunSection.name": "a name", "RewardSection.name": "a name",
+    "RunSection.name": "a name", "RewardSection.name": "a name", "ScoreSection.name": "a name",
     "PolicySection.type": "a name of the registry", "ObjectiveSection.type": "a name of the registry",
     "ServerSection.type": "a name of the registry", "DataSection.kind": "a name of the registry",
     "SamplerSection.solver": "a name of the registry", "AdvantageSection.aggregation": "a name of the registry",

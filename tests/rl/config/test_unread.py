@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rl.config.base import ReadWith
-from rl.config.load import ConfigError, load_config, load_pretrain_config, validate
+from rl.config.load import ConfigError, load_config, load_pretrain_config, load_training_config, validate
 from rl.config.open_union import OpenUnion
 from rl.config.policy import policy_section
 from rl.config.pretrain import PRETRAINS
@@ -136,6 +136,9 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
         ("advantage={aggregation: attribute_aware, std: group}",),
         "advantage.std: unknown key for advantage aggregation 'attribute_aware'; read by scalarised",
     ),
+    # kinds
+    "online pools": (("pools={}",), "pools: unknown key for kind 'online'; read by offline"),
+    "online photos": (("photos=[]",), "photos: unknown key for kind 'online'; read by pretrain"),
     # data and evaluation
     "lr degradation": (
         ("data={kind: lr, path: x, degradation: light}",),
@@ -168,6 +171,29 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
 """Which key of what -> overrides of a valid recipe, and what the message must hold. A key with a `ReadWith` mark is
 named `Section.field`; the others begin with the union member that does not read them."""
 
+OFFLINE: dict[str, tuple[tuple[str, ...], str]] = {
+    "data": (("data={path: x}",), "data: unknown key for kind 'offline'; read by online"),
+    "rollout": (("rollout.group_size=3",), "rollout: unknown key for kind 'offline'; read by online"),
+    "rewards": (("rewards=[]",), "rewards: unknown key for kind 'offline'; read by online"),
+    "eval": (("eval.every=3",), "eval: unknown key for kind 'offline'; read by online"),
+    "sample_from": (
+        ("objective={type: gdpo, sample_from: reference}",),
+        "objective.sample_from says how groups are sampled, and pools are; remove it",
+    ),
+    "ratios": (
+        ("objective.type=grpo",),
+        "objective 'grpo' needs the likelihoods of a trajectory, and pools hold images; use kind: online",
+    ),
+    "implicit policies": (
+        ("objective.type=nft", "objective.allow_one_step=true"),
+        "objective 'nft' trains on the clean latents that a worker sampled, and pools hold images; use kind: online",
+    ),
+    "attribute": (
+        ("scores.0.attribute=fidelity",),
+        "rewards ['psnr']: attribute is not read by advantage.aggregation 'decoupled'; remove it",
+    ),
+}
+
 PRETRAINING: dict[str, tuple[str, str, str]] = {
     "flux2sr teacher": (
         "pretrain_flux2sr_mini.yaml", "teacher.steps=3", "teacher: unknown key for type 'flux2sr'; read by naosd",
@@ -188,6 +214,21 @@ def test_a_key_that_nobody_reads_is_refused(recipe: Path, case: str) -> None:
     overrides, message = UNREAD[case]
     with pytest.raises(ConfigError) as caught:
         load_config(recipe, overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("case", OFFLINE)
+def test_a_key_that_says_how_to_sample_is_refused_offline(case: str, tmp_path: Path) -> None:
+    overrides, message = OFFLINE[case]
+    file = tmp_path / "offline.yaml"
+    raw = {
+        "kind": "offline", "policy": {"type": "naosd"}, "objective": {"type": "gdpo"},
+        "pools": {"path": "pool", "group_size": 4}, "scores": [{"name": "psnr"}],
+    }  # fmt: skip
+    file.write_text(yaml.safe_dump(raw))
+    assert load_training_config(file).group_size == 4
+    with pytest.raises(ConfigError) as caught:
+        load_training_config(file, overrides)
     assert message in str(caught.value)
 
 
