@@ -3,6 +3,7 @@ line."""
 
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -47,11 +48,13 @@ KINDS: dict[str, Callable[[dict[str, Any]], type[Section]]] = {
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Section:
     """Read `path`, apply `a.b.0.c=value` overrides in order (values are YAML), validate as what its `kind` says."""
     raw = read_recipe(path, overrides)
-    if raw.get("kind") not in KINDS:
-        got = f"got {raw['kind']!r}" if "kind" in raw else "got none"
+    # schema version 1 had no kind: the section refuses it with what has moved since
+    kind = raw.get("kind", "online" if "schema_version" in raw else None)
+    if not isinstance(kind, str) or kind not in KINDS:
+        got = f"got {kind!r}" if "kind" in raw else "got none"
         raise ConfigError(f"{path}:\n  kind: expected one of {', '.join(KINDS)} at the root of a recipe, {got}")
     try:
-        section = KINDS[raw["kind"]](raw)
+        section = KINDS[kind](raw)
     except ValueError as error:
         raise ConfigError(f"{path}:\n  {error}") from error
     return validate(section, raw, str(path))
@@ -109,44 +112,67 @@ def dump_config(config: Section) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A section of a recipe: its class, and where that was chosen by name, the union and the path to it."""
+
+    section: type[Section]
+    union: OpenUnion | None = None
+    path: tuple[str | int, ...] = ()
+
+    def hint(self, key: str, raw: Any) -> str:
+        """What to do about a key that the section has not."""
+        if self.union is not None:
+            readers = [name for name in self.union.registry if key in self.union.member(name).model_fields]
+            if readers:
+                words = [str(part) for part in self.path if isinstance(part, str)][-1:]
+                chosen = raw.get(self.union.key, self.union.default)
+                what = " ".join([*words, self.union.key])
+                return f" for {what} '{chosen}'; read by {', '.join(readers)}"
+        kinds = [kind for kind, choose in KINDS.items() if key in choose({}).model_fields]
+        if not self.path and kinds:
+            return f" for kind '{raw.get('kind')}'; read by {', '.join(kinds)}"
+        nearest = difflib.get_close_matches(key, self.section.model_fields, n=1)
+        return f"; did you mean '{nearest[0]}'?" if nearest else "; remove it"
+
+
 def _explain(error: Any, model: type[Section], raw: Any) -> str:
     # a tagged union puts the tag of the alternative, written <tag>, into the path
     loc = [part for part in error["loc"] if not str(part).startswith("<")]
     where = ".".join(map(str, loc)) or "config"
     if error["type"] == "extra_forbidden":
-        section = _section_at(model, raw, loc[:-1])
-        hint = difflib.get_close_matches(str(loc[-1]), section.model_fields if section else (), n=1)
-        return f"  {where}: unknown key" + (f"; did you mean '{hint[0]}'?" if hint else "; remove it")
+        place, found = _place(model, raw, loc[:-1])
+        return f"  {where}: unknown key" + ("; remove it" if place is None else place.hint(str(loc[-1]), found))
     message = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
     got = "" if isinstance(value, dict | list) or error["type"] == "value_error" else f" (got {value!r})"
     return f"  {where}: {message}{got}"
 
 
-def _section_at(model: type[Section], raw: Any, loc: Sequence[str | int]) -> type[Section] | None:
-    """The class of the section at `loc`, where a union's member depends on what `raw` has there."""
-    section: type[Section] | None = model
+def _place(model: type[Section], raw: Any, loc: Sequence[str | int]) -> tuple[_Place | None, Any]:
+    """The section at `loc`, where a union's member depends on what `raw` has there, and what it has there."""
+    place: _Place | None = _Place(model, PRETRAINS if issubclass(model, PretrainSection) else None)
     marks: Sequence[Any] = ()
     annotation: Any = model
-    for part in loc:
+    for depth, part in enumerate(loc, start=1):
         raw = raw[part]
         if not isinstance(part, int):
-            if section is None or part not in section.model_fields:
-                return None
-            field = section.model_fields[part]
+            if place is None or part not in place.section.model_fields:
+                return None, raw
+            field = place.section.model_fields[part]
             marks, annotation = field.metadata, field.annotation
-        section = _section_of(annotation, marks, raw)
-    return section
+        place = _chosen(annotation, marks, raw, tuple(loc[:depth]))
+    return place, raw
 
 
-def _section_of(annotation: Any, marks: Sequence[Any], raw: Any) -> type[Section] | None:
+def _chosen(annotation: Any, marks: Sequence[Any], raw: Any, path: tuple[str | int, ...]) -> _Place | None:
     for mark in (*marks, *getattr(annotation, "__metadata__", ())):
         if isinstance(mark, OpenUnion) and isinstance(raw, dict):
-            return mark.member(raw.get(mark.key, mark.default))
+            return _Place(mark.member(raw.get(mark.key, mark.default)), mark, path)
     if isinstance(annotation, type):
-        return annotation if issubclass(annotation, Section) else None
-    found = (_section_of(inner, (), raw) for inner in get_args(annotation))
-    return next((section for section in found if section is not None), None)
+        return _Place(annotation, None, path) if issubclass(annotation, Section) else None
+    found = (_chosen(inner, (), raw, path) for inner in get_args(annotation))
+    return next((place for place in found if place is not None), None)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

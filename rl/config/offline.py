@@ -1,8 +1,8 @@
 """An offline run: groups come from pools of candidates on disk; no process samples and none scores."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from rl.config.base import InputPath, Section
 from rl.config.training import TrainingSection
@@ -40,6 +40,12 @@ class OfflineConfig(TrainingSection):
     kind: Literal["offline"] = "offline"
     pools: PoolSection
     scores: list[ScoreSection] = Field(min_length=1)
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_read(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        raw: dict[str, Any] = dump(self)
+        objective = {key: value for key, value in raw["objective"].items() if key not in self.objective.online_keys}
+        return {**raw, "objective": objective}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rl.config.data import DataSection
 
 Prediction = Literal["velocity", "noise"]
+REFERENCES = ("start", "base")
+"""Values of `policy.reference` that are no files."""
 
 
 class LoraSection(Section):
@@ -87,9 +89,11 @@ class PolicySection(Section):
         return self
 
     def absolute(self, root: Path) -> Self:
-        """A preset's name stays, also where a folder of that name lies in `root`."""
-        joined = super().absolute(root)
-        return joined if self.preset_folder() is None else joined.model_copy(update={"path": self.path})
+        """Names stay, those of presets and references, also where a file or folder of that name lies in `root`."""
+        names = {} if self.preset_folder() is None else {"path": self.path}
+        if self.reference in REFERENCES:
+            names["reference"] = self.reference
+        return super().absolute(root).model_copy(update=names)
 
     def preset_folder(self) -> Path | None:
         """The embedded weights that `path` names, or None where it is a local folder."""
