@@ -55,8 +55,8 @@ def restore_image(
 
 
 def tiled_policy(policy: Policy, *, tile: int, overlap: int) -> Policy:
-    """The policy with predictions of one whole image `[1, C, h, w]` made on tiles, on the noise schedule of a tile; `tile`
-    and `overlap` in tokens."""
+    """The policy with predictions of one whole image `[1, C, h, w]` made on tiles, on the noise schedule of a tile;
+    `tile` and `overlap` in tokens."""
     view = copy.copy(policy)
 
     def guided(x_t: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
