@@ -122,7 +122,7 @@ def _recipe(overrides: tuple[str, ...], **sections: Any) -> Any:
         **sections,
     }
     for override in overrides:
-        load._apply(raw, override)
+        load.apply_override(raw, override)
     return load.validate(RunConfig, raw, "test")
 
 

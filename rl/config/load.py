@@ -94,7 +94,7 @@ def read_recipe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     return raw
 
 
@@ -175,7 +175,8 @@ def _chosen(annotation: Any, marks: Sequence[Any], raw: Any, path: tuple[str | i
     return next((place for place in found if place is not None), None)
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one dotted `a.b.0.c=value` (the value is YAML) in a mapping that is not validated yet."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override '{override}': expected key=value, for example train.steps=10")

@@ -1,10 +1,10 @@
 """The recipes of `isrl pretrain`: an embedded preset from photographs alone."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rl.config.base import Section
+from rl.config.base import InputPath, Section
 from rl.config.data import DEGRADATIONS, Degradation, DegradationChoice
 from rl.config.open_union import OpenUnion
 from rl.config.prompts import PromptSection
@@ -13,7 +13,7 @@ from rl.config.prompts import PromptSection
 class PhotoSet(Section):
     """Photographs and how often each is drawn; crops are flipped, rotated, shrunk and channel-permuted."""
 
-    path: list[str] = Field(min_length=1)
+    path: Annotated[list[str], Field(min_length=1), InputPath()]
     weight: float = Field(1.0, gt=0)
 
 
@@ -21,8 +21,8 @@ class LpipsWeights(Section):
     """LPIPS v0.1: the features of torchvision's SqueezeNet 1.1 or VGG-16 and the published heads."""
 
     net: Literal["squeeze", "vgg"] = "squeeze"
-    backbone: str
-    heads: str
+    backbone: Annotated[str, InputPath()]
+    heads: Annotated[str, InputPath()]
 
 
 class VaeStage(Section):
@@ -160,7 +160,7 @@ class PretrainSection(Section):
     device: str = "cpu"
     threads: int = Field(2, ge=1)
     photos: list[PhotoSet] = Field(min_length=1)
-    held_out: list[str] = Field(min_length=1)
+    held_out: Annotated[list[str], Field(min_length=1), InputPath()]
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32, multiple_of=16)
     degradation: DegradationChoice = "light"
@@ -198,7 +198,7 @@ class NAOSDPretrain(PretrainSection):
     maker = "learner.pretraining.naosd:make_naosd"
 
     type: Literal["naosd"] = "naosd"
-    base: str | None = None
+    base: Annotated[str | None, InputPath()] = None
     """Folder of the multi-step model. None: trained first from the photographs into `out`/base, by the sections `vae`,
     `vae_size`, `unet`, `pairs` and `teacher`, which are read only then."""
     vae_size: KLVaeSize = KLVaeSize()

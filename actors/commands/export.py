@@ -1,0 +1,22 @@
+"""`isrl export`: a trained adapter in the names of another tool."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|FILE", help="A run's folder, or an adapter: a file or a PEFT folder.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The file to write, ending in .safetensors.")],
+    form: Annotated[
+        Literal["diffusers", "kohya", "comfyui"], typer.Option("--format", help="Whose names the layers get.")
+    ] = "diffusers",
+) -> None:
+    """Write a trained adapter for diffusers, kohya's scripts or ComfyUI. The strength is folded into the weights: load
+    the file at strength 1."""
+    from rl.policies.lora_export import export_as
+
+    typer.echo(str(export_as(source, form, out)))

@@ -1,0 +1,191 @@
+"""`isrl plan`: what a recipe would start, the numbers that follow from it, and what is missing here.
+
+No torch, no process. What a policy, a sampler or an objective needs is asked of its section, never of its name.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from actors.commands import Overrides, Recipe
+from actors.paths import inputs, is_missing
+from rl.config.base import Section
+from rl.config.load import load_recipe
+from rl.config.policy import PolicySection, reference_file
+from rl.config.pretrain import FlowPretrain, NAOSDPretrain, PretrainSection, StudentStage
+from rl.config.rollout import SamplerSection
+from rl.config.run import EvalSection, RunConfig
+from rl.errors import MissingInput
+
+Row = tuple[str, str]
+Rows = dict[str, list[Row]]
+SHOWN = 3
+"""Inputs of one key that are listed by name."""
+
+
+def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Check a recipe of any kind and print what it would start: processes, sizes, derived numbers, and what is missing
+    here. Starts nothing."""
+    typer.echo(plan_text(load_recipe(recipe, overrides or [])))
+
+
+def plan_text(recipe: Section) -> str:
+    """Titles with their rows of label and text in two columns; the inputs, with MISSING, stand last."""
+    planned = next(rows for kind, rows in PLANS.items() if isinstance(recipe, kind))
+    sections: Rows = {**planned(recipe), "inputs": _inputs(recipe)}
+    width = max(len(label) for rows in sections.values() for label, _ in rows)
+    return "\n\n".join(
+        "\n".join([title, *(f"  {label:<{width}}  {text}" for label, text in rows)])
+        for title, rows in sections.items()
+        if rows
+    )
+
+
+def _inputs(recipe: Section) -> list[Row]:
+    """What is here in one row a key, what is not in rows of its own."""
+    found: dict[str, list[str]] = {}
+    missing = []
+    for key, path in inputs(recipe):
+        if is_missing(path):
+            missing.append((key, f"MISSING here: {path}"))
+        else:
+            found.setdefault(key, []).append(path)
+    return [*((key, _listed(paths)) for key, paths in found.items()), *missing]
+
+
+def _listed(paths: list[str]) -> str:
+    rest = len(paths) - SHOWN
+    return ", ".join(paths) if rest < 2 else f"{', '.join(paths[:SHOWN])} and {rest} more"
+
+
+def _online(config: RunConfig) -> Rows:
+    policy, lag = config.policy, config.train.max_policy_lag
+    mode = "sync: sampling waits for the newest adapter" if lag == 0 else f"async: groups up to {lag} version(s) old"
+    return {
+        "processes": _processes(config),
+        f"one of {config.train.steps} steps ({mode})": _step(config),
+        f"policy {policy.type} '{policy.path}', {policy.dtype} on {policy.device}": _policy(config),
+    }
+
+
+def _processes(config: RunConfig) -> list[Row]:
+    rollout, learner = config.rollout, config.learner
+    ranks = f"{learner.ranks} x {_place(learner.cpus_per_rank, learner.gpus_per_rank)}"
+    return [
+        ("rollout workers", f"{rollout.workers} x {_place(rollout.cpus_per_worker, rollout.gpus_per_worker)}"),
+        ("learner ranks", f"{ranks}, ZeRO stage {learner.zero_stage}"),
+        *(
+            (f"reward {r.name}", f"{r.replicas} x {_place(r.cpus, r.gpus)}, {r.type}, weight {r.weight:g}")
+            for r in config.rewards
+        ),
+        *(
+            (f"tagger of {where}", f"{t.replicas} x {_place(t.cpus, t.gpus)}, {t.type} on the {t.image.upper()}")
+            for where, t in config.taggers.items()
+        ),
+    ]
+
+
+def _place(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU, {gpus:g} GPU"
+
+
+def _step(config: RunConfig) -> list[Row]:
+    groups, size, rewards = config.train.groups_per_step, config.rollout.group_size, len(config.rewards)
+    return [
+        ("sample", f"{groups} groups x {size} images of {config.data.crop} px, {_sampling(config.sampler, size)}"),
+        (
+            "score",
+            f"{groups * size} images x {rewards} rewards, {config.advantage.aggregation} advantages over the whole "
+            "batch",
+        ),
+        ("train", _training(config)),
+        ("whole run", f"{config.train.steps * groups * size} images"),
+        *([] if config.eval is None else [("evaluate", _evaluation(config.eval, config.eval_sampler))]),
+    ]
+
+
+def _sampling(sampler: SamplerSection, members: int) -> str:
+    """In the words of the sampler's own declaration."""
+    levels = sampler.member_levels(members)
+    parts = ["one step each" if sampler.steps_taken == 1 else f"{sampler.steps_taken} {sampler.solver} steps each"]
+    if sampler.trained_steps:
+        parts.append(f"{sampler.trained_steps} of them with a likelihood")
+    if levels is not None:
+        parts.append(f"at noise levels {min(levels):g} to {max(levels):g}")
+    if sampler.shared_noise:
+        parts.append("one noise a group")
+    return ", ".join(parts)
+
+
+def _training(config: RunConfig) -> str:
+    """Micro-batches of a group: its slots (timesteps, trained steps or noise draws) times the parts of its members."""
+    objective, parts = config.objective, config.parts_per_group
+    what = "pair(s)" if objective.pairs else "member(s)"
+    return (
+        f"{objective.type}: {config.micro_batches_per_group} micro-batch(es) a group ({config.slots} slot(s) x {parts} "
+        f"part(s) of {config.micro_batch} {what}), {objective.forwards()} forwards each, "
+        f"{config.learner.updates_per_batch} optimiser step(s) of {config.micro_batches_per_update} micro-batches"
+    )
+
+
+def _evaluation(section: EvalSection, sampler: SamplerSection) -> str:
+    between = f", and every {section.every} steps" if section.every else ""
+    sampled = f"{section.crops} crops x {section.samples} sample(s), {_sampling(sampler, 1)}"
+    return f"{sampled}, before and after the run{between}"
+
+
+def _policy(config: RunConfig) -> list[Row]:
+    policy = config.policy
+    kinds = len(policy.lora_targets[policy.lora.targets])
+    adapter = f"rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, {kinds} kinds of layers ({policy.lora.targets})"
+    rows = [("weights", _weights(policy)), ("adapter", adapter)]
+    if config.objective.reference_needed:
+        rows.append(("reference", _reference(policy)))
+    return rows
+
+
+def _weights(policy: PolicySection) -> str:
+    try:
+        folder = policy.folder()
+    except MissingInput as error:
+        return f"MISSING here: {error}"
+    # a file that the policy's own check misses stands among the inputs; what the files contradict is refused
+    with suppress(MissingInput):
+        policy.check()
+    return f"found in {folder}"
+
+
+def _reference(policy: PolicySection) -> str:
+    file = reference_file(policy)
+    if file is None:
+        return "the base, with adapters off"
+    return file if Path(file).expanduser().exists() else f"MISSING here: {file}"
+
+
+def _pretrain(config: PretrainSection) -> Rows:
+    return {f"pretraining of {config.type} into {config.out}, one process, {config.device}": _stages(config)}
+
+
+def _stages(config: PretrainSection) -> list[Row]:
+    vae = ("vae", f"{config.vae.steps} steps of {config.vae.batch} crops of {config.vae.crop} px")
+    cached = f"out of {config.pairs} cached crops of {config.crop} px"
+    if isinstance(config, FlowPretrain):
+        return [vae, ("flow", f"{config.flow.steps} steps of {config.flow.batch} {cached}")]
+    if isinstance(config, NAOSDPretrain):
+        teacher = ("teacher", f"{config.teacher.steps} steps of {config.teacher.batch} {cached}")
+        return [*([] if config.base else [vae, teacher]), ("student", _student(config.student, config.crop))]
+    return [("maker", config.maker)]
+
+
+def _student(stage: StudentStage, crop: int) -> str:
+    return (
+        f"{stage.steps} steps of {stage.batch} x {stage.accumulate} crops of {crop} px, LoRA rank {stage.lora_rank}, "
+        f"{stage.pixel_weight:g} {stage.pixel.upper()} + {stage.lpips_weight:g} LPIPS + {stage.vsd_weight:g} VSD"
+    )
+
+
+PLANS: dict[type[Section], Callable[[Any], Rows]] = {RunConfig: _online, PretrainSection: _pretrain}
+"""Kind of recipe -> its plan."""

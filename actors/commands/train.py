@@ -1,0 +1,34 @@
+"""`isrl train`: an online run, from the refusals to the exit code."""
+
+from typing import Annotated
+
+import typer
+
+from actors.commands import Overrides, Recipe
+
+INTERRUPTED = 130
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest checkpoint of run.dir.")] = False,
+) -> None:
+    """Post-train a policy with Ray rollout actors, reward servers and a DeepSpeed learner.
+
+    Writes run.dir/config.yaml, metrics.jsonl, eval.jsonl, checkpoints/, samples/, report.md and
+    lora/pytorch_lora_weights.safetensors.
+    """
+    from actors.preflight import preflight
+    from rl.config.load import load_config
+
+    config = load_config(recipe, overrides or [])
+    preflight(config, resume=resume)
+
+    # Ray is imported from here on, when nothing is left to refuse
+    from actors.run import run
+
+    outcome = run(config, resume=resume)
+    if outcome.interrupted:
+        typer.echo(f"interrupted after step {outcome.steps}, which is saved; resume with --resume", err=True)
+        raise typer.Exit(INTERRUPTED)

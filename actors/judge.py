@@ -1,0 +1,63 @@
+"""The rewards that train, in this process, over the candidates of one image that has no ground truth."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+
+from rewards import RewardError, build_reward, check_reward
+from rl.config.load import validate
+from rl.config.reward import RewardConfig
+from rl.errors import InputError, RunFailed
+from rl.types import F64, U8
+
+TYPES: tuple[str, ...] = get_args(RewardConfig.model_fields["type"].annotation)
+
+
+class Judge:
+    """Scores candidates by rewards of given names: a pyiqa metric, a type of reward, or a Python file.
+
+    Args:
+        sides: sides of the restored images in pixels, all of them.
+
+    Raises:
+        InputError: a name that is no reward, a reward that compares with the HR image, or one that cannot score a side.
+    """
+
+    def __init__(self, names: Sequence[str], sides: Sequence[int], device: str) -> None:
+        self._sections = [_section(name, device) for name in dict.fromkeys(names)]
+        self.names = tuple(section.name for section in self._sections)
+        for section in self._sections:
+            for side in sorted(set(sides)):
+                try:
+                    check_reward(section, has_hr=False, sr_side=side)
+                except ValueError as error:
+                    raise InputError(f"--reward: {error}; images that are restored have no HR") from error
+
+    def load(self) -> None:
+        """Build the rewards.
+
+        Raises:
+            RunFailed: one could not be built; its `__cause__` says why.
+        """
+        try:
+            self._rewards = [build_reward(section) for section in self._sections]
+        except RewardError as error:
+            raise RunFailed(str(error)) from error
+
+    def scores(self, images: U8, lr: U8, scale: int) -> F64:
+        """`[N, R]`, higher is better, of candidates `[N, 3, H, W]` for the LR image `[3, h, w]`."""
+        try:
+            columns = [reward.score(images, lr, None, scale) for reward in self._rewards]
+        except RewardError as error:
+            raise RunFailed(str(error)) from error
+        return np.stack(columns, axis=1)
+
+
+def _section(name: str, device: str) -> RewardConfig:
+    """The only place that knows how a name becomes a reward's section."""
+    raw: dict[str, object] = {"name": name, "type": name if name in TYPES else "pyiqa"}
+    if name.endswith(".py"):
+        raw = {"name": name.replace("/", "."), "type": "python", "file": name}
+    placed = {"device": device, "gpus": 1} if device == "cuda" else {}
+    return validate(RewardConfig, {**raw, **placed}, f"--reward {name}")

@@ -1,0 +1,168 @@
+"""What restoring images needs of a trained adapter or of a policy: the policy's section, sampler, scale and tile side.
+
+An adapter that isrl exported carries them in its header (`recorded`); without one they are the facts of the policy's
+section; options override either. Torch-free: a mistake is refused before any weights are read.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from rl.config.base import Section
+from rl.config.load import apply_override, validate
+from rl.config.policy import POLICY_UNION, PolicySection
+from rl.config.rollout import AnySampler, SamplerSection
+from rl.config.run import RunConfig
+from rl.errors import InputError, MissingInput
+from rl.policies.stored import stored_dtype
+
+SCALE = 4
+SAMPLER = "sampler."
+OPTIONS = {"type": "--type", "path": "--policy", "device": "--device", "lora": "--lora"}
+"""Keys of a policy's section that are options of the command."""
+TRAINED_WITH = ("lora", "reference", "gradient_checkpointing")
+"""Keys that only training reads."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are restored."""
+
+    policy: PolicySection
+    sampler: SamplerSection
+    scale: int
+    tile_px: int
+    """Side of a tile in output pixels."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked for; None asks for nothing."""
+
+    lora: Path | None = None
+    type: str | None = None
+    policy: str | None = None
+    device: str = "cpu"
+    scale: int | None = None
+    tile_px: int | None = None
+    overrides: Sequence[str] = ()
+    """`key=value` of the policy's section, `sampler.key=value` of the sampler's."""
+
+
+class _Sampling(Section):
+    """Gives mistakes of a sampler the keys that the command line has."""
+
+    sampler: AnySampler
+
+
+def recorded(config: RunConfig) -> dict[str, object]:
+    """What an exported adapter's header says under `restore`: how the run's own evaluation restored."""
+    policy = config.policy.model_dump(mode="json", exclude={"device", *TRAINED_WITH})
+    sampler = config.eval_sampler.model_dump(mode="json")
+    return {"policy": policy, "sampler": sampler, "scale": config.data.scale, "tile_px": config.data.crop}
+
+
+def settings(options: Options) -> Settings:
+    """The header of the adapter (or the section's facts) with the options on top.
+
+    Raises:
+        InputError: an option that the policy does not read, another base than the adapter's, weights that are not here.
+    """
+    header = {} if options.lora is None else _header(options.lora)
+    policy = _policy(header, options)
+    preset_px = policy.tile_px if policy.preset_folder() is None else policy.preset_tile_px
+    return Settings(
+        policy,
+        _sampler(policy, header, options),
+        options.scale or header.get("scale", SCALE),
+        options.tile_px or header.get("tile_px", preset_px),
+    )
+
+
+def _header(file: Path) -> Mapping[str, Any]:
+    """What `recorded` wrote; of an older file the base alone, of another tool's nothing."""
+    if file.is_dir():
+        return {}
+    if not file.is_file():
+        raise MissingInput(f"{file}: no such LoRA file; a run writes it to <run.dir>/lora/")
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            facts: dict[str, Any] = json.loads((handle.metadata() or {}).get("isrl", "{}"))
+    except SafetensorError as error:
+        raise InputError(f"{file}: expected a safetensors file, got something else ({error})") from error
+    if "restore" not in facts and "base" in facts:
+        kind, _, path = facts["base"].partition(":")
+        return {"policy": {"type": kind, "path": path}}
+    return facts.get("restore", {})
+
+
+def _policy(header: Mapping[str, Any], options: Options) -> PolicySection:
+    base = header.get("policy", {})
+    raw = {"type": POLICY_UNION.default, **base, "device": options.device}
+    raw.update({key: value for key, value in (("type", options.type), ("path", options.policy)) if value is not None})
+    if base and raw["type"] != base["type"]:
+        raise _another_base(base, raw, options)
+    for override in options.overrides:
+        if not override.startswith(SAMPLER):
+            _refuse_reserved(override)
+            apply_override(raw, override)
+    try:
+        member = POLICY_UNION.member(raw["type"])
+    except ValueError as error:
+        raise InputError(f"--type: {error}") from error
+    assert issubclass(member, PolicySection)
+    section = validate(member, raw, f"isrl restore, policy '{raw['type']}'")
+    if base and section.path != base["path"] and _names_a_preset(section, base["path"]):
+        raise _another_base(base, raw, options)
+    try:
+        section.check()
+        stored = stored_dtype(section)
+    except MissingInput as error:
+        raise MissingInput(f"{error}; --policy FOLDER says where the weights are") from error
+    return section if "dtype" in raw else section.model_copy(update={"dtype": stored})
+
+
+def _refuse_reserved(override: str) -> None:
+    key = override.partition("=")[0].partition(".")[0]
+    if key in OPTIONS:
+        raise InputError(f"{override}: '{key}' is an option of isrl restore; write {OPTIONS[key]}")
+    if key in TRAINED_WITH:
+        raise InputError(f"{override}: '{key}' is read by training alone; remove it")
+
+
+def _names_a_preset(section: PolicySection, path: str) -> bool:
+    """Presets are told apart by name; a local folder may lie elsewhere today, so its tensors decide."""
+    sections = (section, section.model_copy(update={"path": path}))
+    return any(one.preset_folder() is not None for one in sections)
+
+
+def _another_base(base: Mapping[str, Any], asked: Mapping[str, Any], options: Options) -> InputError:
+    trained, wanted = (f"{raw['type']}:{raw.get('path')}" for raw in (base, asked))
+    return InputError(
+        f"--lora {options.lora}: trained on {trained}, asked to run on {wanted}; without --type and --policy it runs "
+        "on what it was trained on"
+    )
+
+
+def _sampler(policy: PolicySection, header: Mapping[str, Any], options: Options) -> SamplerSection:
+    raw = {"sampler": dict(header.get("sampler", {"solver": policy.solvers[0]}))}
+    for override in options.overrides:
+        if override.startswith(SAMPLER):
+            apply_override(raw, override)
+    source = f"isrl restore, policy '{policy.type}'"
+    sampler = validate(_Sampling, raw, source).sampler
+    if sampler.solver not in policy.solvers:
+        raise InputError(
+            f"{source}: sampler.solver must be one of {list(policy.solvers)}, got '{sampler.solver}'; write "
+            f"sampler.solver={policy.solvers[0]}"
+        )
+    if sampler != sampler.deterministic:
+        raise InputError(
+            f"{source}: this sampler makes groups for training; write sampler.solver={sampler.deterministic.solver} "
+            "without keys that vary the members"
+        )
+    return sampler
