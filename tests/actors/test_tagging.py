@@ -158,7 +158,7 @@ def sampling(monkeypatch: pytest.MonkeyPatch, naosd_config: Callable[..., Any]) 
             sampled.append(task)
             return RolloutReceipt(task.ordinal, 0, "d", 4, 0.5)
 
-        rollout = SimpleNamespace(remote=lambda task, *_: (receipt(task), task.ordinal))
+        rollout = SimpleNamespace(remote=lambda task, *_, **__: (receipt(task), task.ordinal))
         worker = SimpleNamespace(rollout=SimpleNamespace(options=lambda **_: rollout))
         columns = remote(lambda count, task, group: [RewardColumn(task.ordinal, "lr_consistency", np.ones(4), 0.1)])
         rewards = [RewardPool(config.rewards[0], [SimpleNamespace(score=columns)])]
