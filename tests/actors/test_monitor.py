@@ -69,11 +69,6 @@ def test_silent_where_progress_is_off(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == ""
 
 
-def test_samples_are_due_every_so_many_steps(tmp_path: Path) -> None:
-    due = monitor(tmp_path, progress=False, sample_every=5)
-    assert [step for step in range(1, 12) if due.samples_due(step)] == [5, 10]
-
-
 def test_offline_wandb_writes_a_run_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     image = np.zeros((3, 8, 8), np.uint8)
