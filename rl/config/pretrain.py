@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rl.config.base import InputPath, Section
-from rl.config.data import DEGRADATIONS, Degradation, DegradationChoice
+from rl.config.degradation import DEGRADATIONS, Degradation, DegradationChoice
 from rl.config.open_union import OpenUnion
 from rl.config.prompts import PromptSection
 
