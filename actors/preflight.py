@@ -5,23 +5,26 @@ from pathlib import Path
 from typing import ParamSpec
 
 from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
+from actors.paths import inputs, is_missing, refuse_unwritable
 from rewards import check_reward, check_tagger
 from rl.config.data import DataSection
 from rl.config.load import ConfigError
 from rl.config.policy import PolicySection, reference_file
 from rl.config.run import RunConfig
 from rl.data.photos import check_sources
+from rl.data.source import TaskSource
 from rl.metrics import METRICS_FILE
+from rl.policies.stored import check_adapter
 
 _P = ParamSpec("_P")
 
 
 def preflight(config: RunConfig, *, resume: bool) -> None:
     """Raise `ConfigError` with every problem found, one line each."""
-    problems: list[str] = []
-    checks = [("data", config.data)] + ([("eval.data", config.eval.data)] if config.eval else [])
-    for where, data in checks:
-        problems += _try(_check_data, where, data)
+    problems = _try(_check_data, "data", config.data)
+    if config.eval is not None:
+        problems += _try(_check_data, "eval.data", config.eval.data, config.eval.crops)
+    for where, data in (("data", config.data), *([("eval.data", config.eval.data)] if config.eval else [])):
         problems += _try(config.policy.check_prompts, where, data)
         if data.tagger is not None:
             problems += _try(check_tagger, where, data.tagger)
@@ -29,6 +32,7 @@ def preflight(config: RunConfig, *, resume: bool) -> None:
             problems += _try(check_reward, reward, has_hr=data.has_hr, sr_side=data.crop)
     problems += _try(_check_run_dir, Path(config.run.dir), resume=resume)
     problems += _try(_check_policy, config.policy)
+    problems += _missing(config, problems)
     if problems:
         raise ConfigError("\n".join(["this run cannot start:", *dict.fromkeys(problems)]))
 
@@ -41,11 +45,17 @@ def _try(check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> list
     return []
 
 
-def _check_data(where: str, data: DataSection) -> None:
+def _check_data(where: str, data: DataSection, crops: int = 0) -> None:
+    """Sources, sizes of all images (from their headers), pairs and prompt files; `crops` of an evaluation."""
     try:
         check_sources(data.path)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{where}.path: {error}") from error
+    try:
+        source = TaskSource(data, 0)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{where}.{str(error).removeprefix('data.')}") from error
+    source.cells(crops)
 
 
 def _check_run_dir(folder: Path, *, resume: bool) -> None:
@@ -56,12 +66,29 @@ def _check_run_dir(folder: Path, *, resume: bool) -> None:
             "run.dir that holds no run"
         )
     if not resume and (folder / METRICS_FILE).exists():
-        go_on = "continue it with --resume, or " if checkpoint else ""
-        raise ValueError(f"run.dir {folder} already holds a run; {go_on}write run.dir=OTHER for a new one")
+        or_resume = "resume it with --resume, or " if checkpoint else ""
+        raise ValueError(f"run.dir {folder} already holds a run; {or_resume}write run.dir=OTHER for a new one")
+    refuse_unwritable("run.dir", folder)
 
 
 def _check_policy(policy: PolicySection) -> None:
     policy.check()
-    for key, value in (("lora.init_from", policy.lora.init_from), ("reference", reference_file(policy))):
-        if value is not None and not Path(value).expanduser().exists():
-            raise ValueError(f"policy.{key}: no such file {value}")
+    # one file may be both, and is then named as what it was written for
+    for file, key in {reference_file(policy): "reference", policy.lora.init_from: "lora.init_from"}.items():
+        if file is None:
+            continue
+        if is_missing(file):
+            raise ValueError(f"policy.{key}: no such file or folder {file}")
+        try:
+            check_adapter(Path(file).expanduser(), policy)
+        except ValueError as error:
+            raise ValueError(f"policy.{key}: {error}") from error
+
+
+def _missing(config: RunConfig, problems: list[str]) -> list[str]:
+    """Inputs of any section that are not here, a user's own sections included, where nothing has named them yet."""
+    return [
+        f"  {key}: no such file or folder {path}"
+        for key, path in inputs(config)
+        if is_missing(path) and not any(path in problem for problem in problems)
+    ]

@@ -1,7 +1,7 @@
 """The trained adapter as other tools load it: diffusers' `pytorch_lora_weights.safetensors` and a model card.
 
-The file is `rl.policies.lora_export`'s, its header's `isrl` part says base, run, step, reward summary, and the rank and
-alpha of training. Torch-free: the driver writes it.
+The file is `rl.policies.lora_export`'s, its header's `isrl` part says base, run, step, reward summary, the rank and
+alpha of training, and how to restore with it. Torch-free: the driver writes it.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from rl.config.run import RunConfig
 from rl.evaluation.records import Change
 from rl.policies.lora_export import write_adapter
 from rl.policies.lora_file import LORA_FILE, adapter_of, read_lora_header
+from rl.restoration.settings import recorded
 from rl.types import LoraSnapshot
 
 __all__ = ["LORA_FILE", "export_lora", "read_lora_header"]
@@ -29,6 +30,7 @@ def export_lora(
         "digest": snapshot.digest,
         "rank": config.policy.lora.rank,
         "alpha": config.policy.lora.alpha,
+        "restore": recorded(config),
         "rewards": {change.name: [change.before, change.after] for change in rewards},
     }
     file = folder / LORA_FILE

@@ -97,6 +97,15 @@ class TaskSource:
         """`count` tasks spread evenly over a non-overlapping grid of crops of all images, the same in every run:
         the held-out set of an evaluation."""
         side = self.config.source_side
+        tasks = []
+        for i, (name, y, x) in enumerate(self.cells(count)):
+            crop = self._photos[name][y : y + side, x : x + side]
+            tasks.append(self._make(i, f"{name}@{x},{y}", name, crop, (y, x), derive_seed("eval", name, y, x)))
+        return tasks
+
+    def cells(self, count: int) -> list[tuple[str, int, int]]:
+        """(image, top, left) of the crops of `grid`, from the images' sizes alone; InputError where they hold fewer."""
+        side = self.config.source_side
         cells = [
             (name, y, x)
             for name in self.names
@@ -105,12 +114,7 @@ class TaskSource:
         ]
         if count > len(cells):
             raise InputError(f"eval.crops: {count} asked, but the images hold only {len(cells)} crops of {side} px")
-        chosen = [cells[i * len(cells) // count] for i in range(count)]
-        tasks = []
-        for i, (name, y, x) in enumerate(chosen):
-            crop = self._photos[name][y : y + side, x : x + side]
-            tasks.append(self._make(i, f"{name}@{x},{y}", name, crop, (y, x), derive_seed("eval", name, y, x)))
-        return tasks
+        return [cells[i * len(cells) // count] for i in range(count)]
 
 
 def _chw(image: U8) -> U8:

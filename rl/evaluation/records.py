@@ -74,6 +74,20 @@ class Change:
     photos: int
 
 
+@dataclass(frozen=True)
+class Ceiling:
+    """What picking the best of several samples gives without any training."""
+
+    samples: int
+    """Of each crop."""
+    best: Mapping[str, float]
+    """Reward -> mean over crops of the best sample's score, each reward picking for itself."""
+
+
+class NotComparable(ValueError):
+    """The first and the last evaluation are of different crops, seeds or rewards, and have no difference."""
+
+
 def append_eval(path: Path, records: Iterable[EvalRecord]) -> None:
     jsonl.append(path, (record.to_json() for record in records))
 
@@ -87,7 +101,11 @@ def read_eval(path: Path) -> tuple[EvalRecord, ...]:
 
 
 def changes(records: Iterable[EvalRecord], *, level: float = 0.95) -> tuple[Change, ...]:
-    """One row per reward, from phase `start` to the newest version of phase `end`; empty where one of them lacks."""
+    """One row per reward, from phase `start` to the newest version of phase `end`; empty where one of them lacks.
+
+    Raises:
+        NotComparable: `eval.crops`, `eval.samples`, `eval.data` or the rewards changed between them.
+    """
     everything = tuple(records)
     start = _by_pair(record for record in everything if record.phase == "start")
     newest = max((record.policy_version for record in everything if record.phase == "end"), default=None)
@@ -96,7 +114,7 @@ def changes(records: Iterable[EvalRecord], *, level: float = 0.95) -> tuple[Chan
         return ()
     if start.keys() != end.keys():
         lone = sorted(start.keys() ^ end.keys())
-        raise ValueError(
+        raise NotComparable(
             f"evaluation: expected the same (crop, seed) pairs at start and end, got {len(start)} and {len(end)}; "
             f"unpaired: {lone[:3]}{' ...' if len(lone) > 3 else ''}"
         )
@@ -104,6 +122,24 @@ def changes(records: Iterable[EvalRecord], *, level: float = 0.95) -> tuple[Chan
     photos = np.unique([start[pair].photo for pair in pairs], return_inverse=True)[1]
     names = tuple(start[pairs[0]].scores)
     return tuple(_change(name, _column(start, pairs, name), _column(end, pairs, name), photos, level) for name in names)
+
+
+def ceiling(records: Iterable[EvalRecord]) -> Ceiling | None:
+    """Best of N of the starting policy, from phase `start`; None with one sample a crop. N is the fewest samples of a
+    crop; of the others the first N count."""
+    crops: dict[str, list[EvalRecord]] = {}
+    for record in records:
+        if record.phase == "start":
+            crops.setdefault(record.crop_id, []).append(record)
+    samples = min((len(crop) for crop in crops.values()), default=0)
+    if samples < 2:
+        return None
+    names = next(iter(crops.values()))[0].scores
+    best = {
+        name: float(np.mean([max(record.scores[name] for record in crop[:samples]) for crop in crops.values()]))
+        for name in names
+    }
+    return Ceiling(samples, best)
 
 
 _Pair = tuple[str, int]
@@ -116,7 +152,7 @@ def _by_pair(records: Iterable[EvalRecord]) -> dict[_Pair, EvalRecord]:
 def _column(records: Mapping[_Pair, EvalRecord], pairs: list[_Pair], name: str) -> F64:
     lacking = [pair for pair in pairs if name not in records[pair].scores]
     if lacking:
-        raise ValueError(f"evaluation: expected a score '{name}' for every crop, {lacking[0]} has none")
+        raise NotComparable(f"evaluation: expected a score '{name}' for every crop, {lacking[0]} has none")
     return np.array([records[pair].scores[name] for pair in pairs])
 
 

@@ -1,4 +1,4 @@
-"""`DIR/report.md` with its figures, written from what a run left on disk; works on a run that is still going.
+"""`DIR/report.md` with its figures, written from what a run left on disk; works on a run in progress.
 
 Reads metrics.jsonl (required), eval.jsonl, config.yaml, samples/*.png and before_after.png; what is not there is said
 to be missing. Left out: comparisons between runs.
@@ -11,7 +11,7 @@ import numpy as np
 
 from rl.errors import InputError, MissingInput
 from rl.evaluation.figures import IDLE_KEYS, PUSH_KEYS, TIME_KEYS, plot_push, plot_rewards, plot_time, series
-from rl.evaluation.records import EVAL_FILE, Change, changes, read_eval
+from rl.evaluation.records import EVAL_FILE, Ceiling, Change, NotComparable, ceiling, changes, read_eval
 from rl.evaluation.sheets import BEFORE_AFTER_FILE, SAMPLES_DIR
 from rl.metrics import METRICS_FILE, Key, Metrics, describe, read_metrics
 
@@ -66,7 +66,11 @@ def _summary(run_dir: Path, metrics: Sequence[Metrics]) -> str:
 def _before_after(run_dir: Path) -> str:
     title = "## Held-out photographs, before and after"
     source = run_dir / EVAL_FILE
-    rows = changes(read_eval(source)) if source.exists() else ()
+    records = read_eval(source) if source.exists() else ()
+    try:
+        rows = changes(records)
+    except NotComparable as error:
+        return f"{title}\n\nNo table: {error}."
     if not rows:
         return f"{title}\n\nNo table: {EVAL_FILE} lacks records of phase `start`, of phase `end`, or both."
     note = (
@@ -76,16 +80,24 @@ def _before_after(run_dir: Path) -> str:
     )
     if rows[0].photos < _FEW_PHOTOS:
         note += f" With fewer than {_FEW_PHOTOS} photographs it is narrower than it claims."
-    head = ("reward", "before", "after", "difference", "95 % interval", "pairs improved")
-    return f"{title}\n\n{_table(head, [_change_cells(row) for row in rows])}\n\n{note}"
+    best = ceiling(records)
+    picked = () if best is None else (f"best of {best.samples} at the start",)
+    if best is not None:
+        note += (
+            f" Best of {best.samples} at the start: the mean over crops when each reward picks among {best.samples} "
+            "samples of the policy before training, which is what `isrl restore --best-of` gives without any training."
+        )
+    head = ("reward", "before", *picked, "after", "difference", "95 % interval", "pairs improved")
+    return f"{title}\n\n{_table(head, [_change_cells(row, best) for row in rows])}\n\n{note}"
 
 
-def _change_cells(row: Change) -> tuple[str, ...]:
+def _change_cells(row: Change, best: Ceiling | None) -> tuple[str, ...]:
     interval = row.difference
     difference = f"{interval.mean:+.4g}"
     return (
         row.name,
         f"{row.before:.5g}",
+        *(() if best is None else (f"{best.best[row.name]:.5g}",)),
         f"{row.after:.5g}",
         f"**{difference}**" if interval.low > 0 or interval.high < 0 else difference,
         f"{interval.low:+.4g} to {interval.high:+.4g}",

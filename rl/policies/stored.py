@@ -1,6 +1,6 @@
-"""What a diffusers folder stores, read from the headers of its safetensors files alone. Torch-free.
+"""What a policy's folder stores, read from the headers of its safetensors files alone, and whether an adapter fits it.
 
-Weights in another format are not looked into: they are found out when they are loaded.
+Torch-free. Left out: weights in another format, which nothing is known of until they are loaded.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from typing import Literal
 from safetensors import safe_open
 
 from rl.config.policy import PolicySection
+from rl.errors import InputError
+from rl.policies.lora_file import COMPONENTS, read_adapter
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
 """Whole, or in parts; not the variants beside them."""
@@ -38,6 +40,43 @@ def stored_dtype(section: PolicySection) -> Literal["float32", "bfloat16"]:
     values = sum(prod(tensor.shape) for tensor in tensors)
     brief = sum(prod(tensor.shape) for tensor in tensors if tensor.dtype == "BF16")
     return "bfloat16" if 2 * brief > values else "float32"
+
+
+def check_adapter(file: Path, section: PolicySection) -> None:
+    """Refuse, by InputError, an adapter that the run's adapter cannot start as: of another model, other layers or a
+    higher rank. Where the weights are not in safetensors there is nothing to compare with, and loading tells."""
+    shapes = _layers(section)
+    if not shapes:
+        return
+    pairs = read_adapter(file, modules=shapes).pairs
+    suffixes = tuple(f".{suffix}" for suffix in section.lora_targets[section.lora.targets])
+    missing = sorted(name for name in shapes if name.endswith(suffixes) and name not in pairs)
+    extra = sorted(name for name in pairs if not name.endswith(suffixes))
+    if missing or extra:
+        raise InputError(
+            f"{file}: adapts other layers than policy.lora.targets '{section.lora.targets}': misses {missing[:3]} "
+            f"({len(missing)}), has extra {extra[:3]} ({len(extra)})"
+        )
+    for name, pair in pairs.items():
+        expected, got = shapes[name], (len(pair.b), *pair.a.shape[1:])
+        if expected != got:
+            raise InputError(f"{file}: is for a layer {name} of shape {got}, this model's has {expected}")
+        if pair.rank > section.lora.rank:
+            raise InputError(
+                f"{file}: {name} has rank {pair.rank}, the run's adapter {section.lora.rank}; write "
+                f"policy.lora.rank={max(pair.rank for pair in pairs.values())}"
+            )
+
+
+def _layers(section: PolicySection) -> dict[str, tuple[int, ...]]:
+    """`<component>.<layer>` -> shape of every matrix and kernel in the components that adapters are for."""
+    return {
+        f"{component.name}.{name.removesuffix('.weight')}": tensor.shape
+        for component in components(section)
+        if f"{component.name}.".startswith(COMPONENTS)
+        for name, tensor in stored_tensors(component).items()
+        if name.endswith(".weight") and len(tensor.shape) in (2, 4)
+    }
 
 
 def components(section: PolicySection) -> Iterator[Path]:

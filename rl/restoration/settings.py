@@ -18,6 +18,7 @@ from rl.config.policy import POLICY_UNION, PolicySection
 from rl.config.rollout import AnySampler, SamplerSection
 from rl.config.run import RunConfig
 from rl.errors import InputError, MissingInput
+from rl.policies.lora_file import LORA_FILE
 from rl.policies.stored import stored_dtype
 
 SCALE = 4
@@ -83,12 +84,13 @@ def settings(options: Options) -> Settings:
     )
 
 
-def _header(file: Path) -> Mapping[str, Any]:
+def _header(path: Path) -> Mapping[str, Any]:
     """What `recorded` wrote; of an older file the base alone, of another tool's nothing."""
-    if file.is_dir():
+    file = path / LORA_FILE if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
         return {}
     if not file.is_file():
-        raise MissingInput(f"{file}: no such LoRA file; a run writes it to <run.dir>/lora/")
+        raise MissingInput(f"{file}: no such LoRA file; a run writes it to <run.dir>/lora/{LORA_FILE}")
     try:
         with safe_open(file, framework="numpy") as handle:
             facts: dict[str, Any] = json.loads((handle.metadata() or {}).get("isrl", "{}"))
@@ -97,7 +99,8 @@ def _header(file: Path) -> Mapping[str, Any]:
     if "restore" not in facts and "base" in facts:
         kind, _, path = facts["base"].partition(":")
         return {"policy": {"type": kind, "path": path}}
-    return facts.get("restore", {})
+    recipe: dict[str, Any] = facts.get("restore", {})
+    return recipe
 
 
 def _policy(header: Mapping[str, Any], options: Options) -> PolicySection:
