@@ -31,6 +31,7 @@ class Tiny(PolicySection):
     tile_px = 64
 
     type: str = "{module}:Tiny"
+    reads_text = False
     width: int = 4
     priors: Annotated[list[str], InputPath()] = []
 
@@ -102,6 +103,20 @@ def test_its_facts_and_keys_are_checked_as_ours(module: str, load: Callable[...,
         with pytest.raises(ConfigError) as caught:
             load(f"policy.type={module}:Tiny", *overrides)
         assert message in str(caught.value)
+
+
+def test_a_policy_without_text_needs_no_embedding_and_takes_no_prompt(
+    module: str, load: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").touch()
+    policy = f"policy={{type: '{module}:Tiny', path: {tmp_path}}}"
+    config = load(policy)
+    config.policy.check()
+    config.policy.check_prompts("data", config.data)
+    with pytest.raises(ConfigError, match=f"prompt_embeds: policy '{module}:Tiny' reads no text; remove it"):
+        load(policy, "policy.prompt_embeds=x.safetensors")
+    with pytest.raises(ValueError, match=f"data.prompt: policy '{module}:Tiny' reads no prompts; remove it"):
+        config.policy.check_prompts("data", load(policy, "data.prompt=a wall").data)
 
 
 def test_its_input_paths_are_made_absolute(module: str, load: Callable[..., RunConfig]) -> None:
