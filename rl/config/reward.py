@@ -70,5 +70,6 @@ REWARDS: dict[str, str] = {
     "lr_consistency": "rewards.sections:LrConsistencySection",
     "python": "rewards.sections:PythonRewardSection",
 }
-AnyReward = Annotated[RewardSection, OpenUnion(REWARDS, base=RewardSection)]
+REWARD_UNION = OpenUnion(REWARDS, base=RewardSection)
+AnyReward = Annotated[RewardSection, REWARD_UNION]
 """An element of a recipe's `rewards`."""

@@ -127,7 +127,6 @@ class RunConfig(TrainingSection):
 
     @property
     def eval_sampler(self) -> SamplerSection:
-        """The sampler of an evaluation."""
         return (self.eval.sampler if self.eval else None) or self.sampler.deterministic
 
     @property

@@ -69,6 +69,11 @@ class TrainingSection(Section):
         return default_sampler(self.policy.solvers[0])
 
     @property
+    def eval_sampler(self) -> SamplerSection:
+        """The sampler of an evaluation, and of restoring with the trained adapter."""
+        return self.sampler.deterministic
+
+    @property
     def group_size(self) -> int:
         """G, candidates of one LR image."""
         raise NotImplementedError

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from separability import distinct_levels, plot_separability, separability
 
 TWO = np.ones(2)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rl.attributes import AttributeShares, attribute_shares
 
 from rl.advantages import attribute_aware
-from rl.attributes import AttributeShares, attribute_shares
 from rl.data.photos import load_photos, load_rgb
 from rl.types import U8
 

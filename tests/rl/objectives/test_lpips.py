@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-
 from rl.perceptual import NETS, Lpips
+from torch import Tensor
 
 
 @pytest.fixture(scope="module")

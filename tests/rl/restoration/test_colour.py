@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
-
 from rl.colour import COLOUR, LEVELS, adain, low_frequencies, wavelet
+from torch import Tensor
 
 
 def image(seed: int, side: int = 96) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rl.restore import _gaussian, _pad, _starts, crop_condition, restore_image, tiled, tiled_velocity
 from torch import Tensor
 
 from rl.config.policy import PolicyConfig, SamplerConfig
@@ -13,7 +14,6 @@ from rl.flow.sampler import sample
 from rl.flow.schedule import flow_sigmas
 from rl.policies import load_policy
 from rl.policies.base import Condition, OneStepPolicy, Policy, member_noise, to_uint8
-from rl.restore import _gaussian, _pad, _starts, crop_condition, restore_image, tiled, tiled_velocity
 
 SAMPLER = SamplerConfig(solver="euler", steps=3, shift=1.0)
 
