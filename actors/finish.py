@@ -28,7 +28,7 @@ def finish(config: TrainingSection, run_dir: Path, learner: Any, step: int) -> N
 
 
 def leave(config: TrainingSection, run_dir: Path, snapshot: LoraSnapshot, step: int) -> None:
-    """Write the adapter first, and again with what the evaluations say of it, which may be missing or not comparable."""
+    """Write the adapter first, and again with what the evaluations say of it, which may be missing or incomparable."""
     export_lora(run_dir / "lora", snapshot, config, step=step, rewards=())
     rewards = _rewards(run_dir / EVAL_FILE)
     if rewards:

@@ -58,5 +58,6 @@ def _section(name: str, device: str) -> RewardSection:
         raw = {"name": name.replace("/", "."), "type": "python", "file": name}
     elif device == "cuda":
         raw |= {"device": device, "gpus": 1}
-    section: RewardSection = validate(REWARD_UNION.member(raw["type"]), raw, f"--reward {name}")
+    section = validate(REWARD_UNION.member(raw["type"]), raw, f"--reward {name}")
+    assert isinstance(section, RewardSection)
     return section
