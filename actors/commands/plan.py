@@ -83,8 +83,11 @@ def _processes(config: RunConfig) -> list[Row]:
         ("rollout workers", f"{rollout.workers} x {_place(rollout.cpus_per_worker, rollout.gpus_per_worker)}"),
         ("learner ranks", f"{ranks}, ZeRO stage {learner.zero_stage}"),
         *(
-            (f"reward {r.name}", f"{r.replicas} x {_place(r.cpus, r.gpus)}, {r.type}, weight
-            {r.weight:g}{weights[r.name]}") for r in config.rewards
+            (
+                f"reward {r.name}",
+                f"{r.replicas} x {_place(r.cpus, r.gpus)}, {r.type}, weight {r.weight:g}{weights[r.name]}",
+            )
+            for r in config.rewards
         ),
         *(
             (f"tagger of {where}", f"{t.replicas} x {_place(t.cpus, t.gpus)}, {t.type} on the {t.image.upper()}")
