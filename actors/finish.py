@@ -27,7 +27,7 @@ def finish(config: RunConfig, run_dir: Path, cluster: Cluster, step: int) -> Non
 
 
 def leave(config: RunConfig, run_dir: Path, snapshot: LoraSnapshot, step: int) -> None:
-    """Write the adapter first, and again with what the evaluations say of it, which may be missing or not comparable."""
+    """Write the adapter first, again with what evaluations say of it: they may be missing or not comparable."""
     export_lora(run_dir / "lora", snapshot, config, step=step, rewards=())
     rewards = _rewards(run_dir / EVAL_FILE)
     if rewards:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.colour import COLOUR, LEVELS, adain, low_frequencies, wavelet
+from rl.restoration.colour import COLOUR, LEVELS, adain, low_frequencies, wavelet
 
 
 def image(seed: int, side: int = 96) -> Tensor:
