@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from rl.colour import COLOUR, LEVELS, adain, low_frequencies, wavelet
 from torch import Tensor
+
+from rl.restoration.colour import COLOUR, LEVELS, adain, low_frequencies, wavelet
 
 
 def image(seed: int, side: int = 96) -> Tensor:

@@ -1,27 +1,34 @@
 """Tiled restoration: any size in, scale times as large out, and no trace of the tiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rl.restore import _gaussian, _pad, _starts, crop_condition, restore_image, tiled, tiled_velocity
 from torch import Tensor
 
-from rl.config.policy import PolicyConfig, SamplerConfig
+from rl.config.policy import policy_section
+from rl.config.rollout import ODESection, OneStepSection
 from rl.flow.sampler import sample
 from rl.flow.schedule import flow_sigmas
 from rl.policies import load_policy
-from rl.policies.base import Condition, OneStepPolicy, Policy, member_noise, to_uint8
+from rl.policies.base import FlowPolicy, LatentCondition, OneStepPolicy, Policy, member_noise, to_uint8
+from rl.restoration.tiles import _gaussian, _pad, _starts, restore_image, tiled, tiled_policy
 
-SAMPLER = SamplerConfig(solver="euler", steps=3, shift=1.0)
+SAMPLER = ODESection(solver="euler", steps=3)
 
 
 @pytest.fixture(scope="module")
 def policy(tiny_flux2_folder: Path) -> Policy:
-    policy = load_policy(PolicyConfig(path=str(tiny_flux2_folder)))
-    policy.backbone.eval()
+    return loaded(path=str(tiny_flux2_folder), shift=1.0)
+
+
+def loaded(**keys: Any) -> Policy:
+    policy = load_policy(policy_section(**keys))
+    for module in policy.modules.values():
+        module.eval()
     return policy
 
 
@@ -29,20 +36,29 @@ def picture(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * width).integers(0, 256, (3, height, width), dtype=np.uint8)
 
 
-class Analytic:
-    """Stands in for a policy: its velocity is a given function of x, t and the condition's latents."""
+class Analytic(FlowPolicy):
+    """Its velocity is a given function of x, t and the condition's latents; it has no model."""
 
     def __init__(self, velocity: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         self._velocity = velocity
         self.calls: list[tuple[int, ...]] = []
 
-    def velocity(self, x_t: Tensor, t: Tensor, conditions: list[Condition]) -> Tensor:
+    def prediction(self, x_t: Tensor, t: Tensor, conditions: Sequence[LatentCondition]) -> Tensor:
         self.calls.append(tuple(x_t.shape))
         return self._velocity(x_t, t.view(-1, 1, 1, 1), torch.cat([c.latents for c in conditions]))
 
 
-def condition(height: int, width: int, channels: int = 2) -> Condition:
-    return Condition(torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0)))
+Analytic.__abstractmethods__ = frozenset()  # tiling asks for its prediction alone
+
+
+def tiled_velocity(policy: Policy, cond: LatentCondition, *, tile: int, overlap: int) -> Callable[..., Tensor]:
+    """v(x, s) of the tiled view of a policy."""
+    velocity: Callable[..., Tensor] = tiled_policy(policy, tile=tile, overlap=overlap).velocity([cond])  # type: ignore[attr-defined]
+    return velocity
+
+
+def condition(height: int, width: int, channels: int = 2) -> LatentCondition:
+    return LatentCondition(torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize(("height", "width", "scale"), [(13, 21, 4), (33, 9, 2), (7, 50, 3), (45, 31, 1), (5, 5, 8)])
@@ -56,11 +72,11 @@ def test_one_tile_equals_untiled_sampling(policy: Policy) -> None:
     """An image no larger than the tile: the same bytes as encode, sample, decode without any tiling code."""
     lr = picture(12, 16)
     tiled = restore_image(policy, lr, scale=4, seed=5, sampler=SAMPLER, tile_px=128, overlap_px=48, colour="none")
-    cond = policy.encode(lr, 4)
+    cond = policy.condition(lr, 4)
     noise = member_noise([5], policy.latent_shape(cond), torch.device("cpu"))
     with torch.no_grad():
         x0 = sample(
-            lambda x, s: policy.velocity(x, torch.full((1,), s), [cond]),
+            lambda x, s: policy.prediction(x, torch.full((1,), s), [cond]),
             noise, flow_sigmas(3, shift=1.0, tokens=64), "euler",
         )  # fmt: skip
         plain = to_uint8(policy.decode(x0))[0].numpy()
@@ -130,10 +146,10 @@ def test_tiles_cover_every_cell(overlap: int) -> None:
         assert starts == sorted(set(starts))
 
 
-def test_crop_condition_cuts_the_grid() -> None:
+def test_a_condition_crops_on_the_grid() -> None:
     """Cells of rows 1 to 2 and columns 2 to 4 of a 4 x 6 grid; the prompt is the whole image's."""
     text = torch.zeros(1, 2, 3)
-    part = crop_condition(Condition(torch.arange(24).float().view(1, 1, 4, 6), text), 1, 2, 2, 3)
+    part = LatentCondition(torch.arange(24).float().view(1, 1, 4, 6), text).crop(1, 2, 2, 3)
     assert part.latents.flatten().tolist() == [8, 9, 10, 14, 15, 16]
     assert part.latents.shape == (1, 1, 2, 3) and part.text is text
 
@@ -161,16 +177,26 @@ def test_colour_comes_from_the_lr_image(policy: Policy, colour: str) -> None:
 @torch.no_grad()
 def test_a_one_step_policy_is_tiled_in_its_one_prediction(tiny_sd21_folder: Path) -> None:
     """One tile: encode, noise, generate, decode without tiling code. Two constant tiles: the same constant."""
-    policy = load_policy(PolicyConfig(type="naosd", path=str(tiny_sd21_folder)))
+    policy, sampler = loaded(type="naosd", path=str(tiny_sd21_folder)), OneStepSection()
     assert isinstance(policy, OneStepPolicy)
-    policy.backbone.eval()
     lr = picture(12, 16)
-    whole = restore_image(policy, lr, scale=4, seed=5, sampler=SAMPLER, tile_px=64, overlap_px=16, colour="none")
-    cond = policy.encode(lr, 4)
+    whole = restore_image(policy, lr, scale=4, seed=5, sampler=sampler, tile_px=64, overlap_px=16, colour="none")
+    cond = policy.condition(lr, 4)
     noise = member_noise([5], policy.latent_shape(cond), torch.device("cpu"))
-    expected = to_uint8(policy.decode(policy.generate(noise, [cond]))[0]).numpy()
+    t = torch.full((1,), 250.0)
+    z_t = policy.noised(cond.latents, noise, t)
+    expected = to_uint8(policy.decode(policy.clean(z_t, policy.prediction(z_t, t, [cond]), t))[0]).numpy()
     assert np.abs(whole.astype(int) - expected).max() <= 1
-    odd = restore_image(policy, picture(13, 21), scale=4, seed=0, sampler=SAMPLER, tile_px=32, overlap_px=8)
+    odd = restore_image(policy, picture(13, 21), scale=4, seed=0, sampler=sampler, tile_px=32, overlap_px=8)
     assert odd.shape == (3, 52, 84)
     ones = tiled(lambda x, c: torch.ones_like(x), torch.zeros(1, 4, 9, 11), condition(9, 11, 4), tile=4, overlap=2)
     torch.testing.assert_close(ones, torch.ones(1, 4, 9, 11))
+
+
+def test_the_noise_schedule_is_a_tiles(tiny_flux2_folder: Path) -> None:
+    """FLUX.2's shift grows with the tokens: of a 12 x 12 grid in tiles of 4 they are 16, of a 3 x 3 grid they are 9."""
+    policy = loaded(path=str(tiny_flux2_folder))
+    view = tiled_policy(policy, tile=4, overlap=1)
+    assert policy.levels(5, condition(12, 12)).tolist() != view.levels(5, condition(12, 12)).tolist()
+    assert view.levels(5, condition(12, 12)).tolist() == policy.levels(5, condition(4, 4)).tolist()
+    assert view.levels(5, condition(3, 3)).tolist() == policy.levels(5, condition(3, 3)).tolist()
