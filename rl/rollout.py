@@ -36,11 +36,8 @@ class RolloutWorker:
             module.eval()
         self.adapters = Adapters(self.policy, OLD)
         self._adapter = self.adapters.parameters(OLD)
-        # torch multiplies matrices in another order where no gradient is needed: the likelihoods of a one-step
-        # trajectory are computed as the learner computes them, else fresh ratios differ from 1 in the last bit
-        like_the_learner = config.policy.one_step and config.sampler.likelihood
         for parameter in self._adapter.values():
-            parameter.requires_grad_(like_the_learner)
+            parameter.requires_grad_(False)
         self._installed: Echo | None = None
         self._probe = self._probe_condition(0)
         self._refuse_a_deaf_policy()

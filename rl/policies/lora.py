@@ -90,6 +90,8 @@ class Adapters:
         for parameter in self.parameters(name).values():
             # PEFT gives an adapter the base's dtype; AdamW's small steps vanish in bfloat16
             parameter.data = parameter.data.float()
+        for layer in self._layers():
+            layer.lora_A[name].register_forward_pre_hook(_contiguous)
 
     @torch.no_grad()
     def _load(self, parameters: Mapping[str, nn.Parameter], file: str, *, trained: bool) -> None:
@@ -166,6 +168,12 @@ def active(module: nn.Module, name: str | None) -> Iterator[None]:
     finally:
         for layer, (was, disabled) in zip(layers, before, strict=True):
             layer._active_adapter, layer._disable_adapters = was, disabled
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """torch multiplies an input that is not contiguous in another order where the weight requires a gradient: a trained
+    and a frozen adapter of the same values, a learner's and a worker's, would differ in the last bit."""
+    return tuple(x.contiguous() for x in inputs)
 
 
 def _layers(module: nn.Module) -> list[BaseTunerLayer]:

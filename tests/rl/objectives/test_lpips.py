@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rl.perceptual import NETS, Lpips
 from torch import Tensor
+
+from rl.objectives.lpips import NETS, Lpips
 
 
 @pytest.fixture(scope="module")
