@@ -62,9 +62,7 @@ def test_an_adapter_brings_what_its_run_evaluated_with(
     )  # fmt: skip
     file = exported(config)
     found = settings(Options(lora=file))
-    assert found.policy == config.policy.model_copy(
-        update={"lora": found.policy.lora, "gradient_checkpointing": False}
-    )
+    assert found.policy == config.policy.model_copy(update={"lora": found.policy.lora, "gradient_checkpointing": False})
     assert (found.sampler, found.scale, found.tile_px) == (ODESection(solver="euler", steps=6), 2, 64)
     assert settings(Options(lora=file.parent)) == found, "a run's lora/ folder is as good as the file in it"
     over = settings(
@@ -115,7 +113,10 @@ def test_a_base_that_is_not_here_is_asked_for(
 
 
 REFUSED = {
-    "steps of one step": ({"type": "naosd", "overrides": ["sampler.steps=4"]}, "'naosd':\n  sampler.steps: unknown key"),
+    "steps of one step": (
+        {"type": "naosd", "overrides": ["sampler.steps=4"]},
+        "'naosd':\n  sampler.steps: unknown key",
+    ),
     "shift of one step": ({"type": "naosd", "overrides": ["shift=2"]}, "'naosd':\n  shift: unknown key"),
     "t_add of a flow": ({"overrides": ["t_add=250"]}, "'flux2sr':\n  t_add: unknown key"),
     "t_add": ({"type": "naosd", "overrides": ["t_add=1500"]}, "t_add: Input should be less than 1000 (got 1500)"),
