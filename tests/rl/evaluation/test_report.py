@@ -76,7 +76,7 @@ def test_the_ceiling_of_best_of_n_stands_beside_before_and_after(tmp_path: Path)
     text = write_report(tmp_path).read_text()
     assert "| reward | before | best of 2 at the start | after | difference | 95 % interval | pairs improved |" in text
     assert "| musiq | 61 | 62 | 64 | **+3** | +3 to +3 | 100% |" in text
-    assert "which is what `isrl restore --best-of` gives without any training" in text
+    assert "as `isrl restore --best-of 2` with that reward does" in text
 
 
 def test_evaluations_that_cannot_be_compared_leave_a_reason(tmp_path: Path) -> None:
