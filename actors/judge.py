@@ -1,14 +1,18 @@
 """The rewards that train, in this process, over the candidates of one image that has no ground truth."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from rewards import RewardError, build_reward, check_reward
 from rl.config.load import validate
-from rl.config.reward import REWARD_UNION, REWARDS, RewardSection
+from rl.config.reward import RewardConfig
 from rl.errors import InputError, RunFailed
 from rl.types import F64, U8
+
+TYPES: tuple[str, ...] = get_args(RewardConfig.model_fields["type"].annotation)
 
 
 class Judge:
@@ -24,6 +28,8 @@ class Judge:
     def __init__(self, names: Sequence[str], sides: Sequence[int], device: str) -> None:
         self._sections = [_section(name, device) for name in dict.fromkeys(names)]
         self.names = tuple(section.name for section in self._sections)
+        if len(set(self.names)) < len(self.names):
+            raise InputError(f"--reward: names must differ, got {', '.join(self.names)}; rename a file")
         for section in self._sections:
             for side in sorted(set(sides)):
                 try:
@@ -51,13 +57,10 @@ class Judge:
         return np.stack(columns, axis=1)
 
 
-def _section(name: str, device: str) -> RewardSection:
+def _section(name: str, device: str) -> RewardConfig:
     """The only place that knows how a name becomes a reward's section."""
-    raw: dict[str, object] = {"name": name, "type": name if name in REWARDS else "pyiqa"}
+    raw: dict[str, object] = {"name": name, "type": name if name in TYPES else "pyiqa"}
     if name.endswith(".py"):
-        raw = {"name": name.replace("/", "."), "type": "python", "file": name}
-    elif device == "cuda":
-        raw |= {"device": device, "gpus": 1}
-    section = validate(REWARD_UNION.member(raw["type"]), raw, f"--reward {name}")
-    assert isinstance(section, RewardSection)
-    return section
+        raw = {"name": Path(name).stem, "type": "python", "file": name}
+    placed = {"device": device, "gpus": 1} if device == "cuda" else {}
+    return validate(RewardConfig, {**raw, **placed}, f"--reward {name}")

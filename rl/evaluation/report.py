@@ -84,8 +84,9 @@ def _before_after(run_dir: Path) -> str:
     picked = () if best is None else (f"best of {best.samples} at the start",)
     if best is not None:
         note += (
-            f" Best of {best.samples} at the start: the mean over crops when each reward picks among {best.samples} "
-            "samples of the policy before training, which is what `isrl restore --best-of` gives without any training."
+            f" Best of {best.samples} at the start: each reward picks among {best.samples} samples of a crop by the "
+            f"policy before training, as `isrl restore --best-of {best.samples}` with that reward does; it is what "
+            "sampling more gives in place of training."
         )
     head = ("reward", "before", *picked, "after", "difference", "95 % interval", "pairs improved")
     return f"{title}\n\n{_table(head, [_change_cells(row, best) for row in rows])}\n\n{note}"

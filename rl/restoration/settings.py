@@ -118,7 +118,8 @@ def _policy(header: Mapping[str, Any], options: Options) -> PolicySection:
     try:
         member = POLICY_UNION.member(raw["type"])
     except ValueError as error:
-        raise InputError(f"--type: {error}") from error
+        given = "--type" if base.get("type") != raw["type"] else f"--lora {options.lora}"
+        raise InputError(f"{given}: {error}") from error
     assert issubclass(member, PolicySection)
     section = validate(member, raw, f"isrl restore, policy '{raw['type']}'")
     if base and section.path != base["path"] and _names_a_preset(section, base["path"]):

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from actors.preflight import preflight
 from rl.config.load import ConfigError
@@ -37,10 +39,10 @@ def tags(tmp_path: Path) -> Path:
 
 PROMPTS = {
     "data.prompt=a wall": "data.prompt",
-    "data.prompt_path=texts": "data.prompt_path",
+    "data.prompt_path=TEXTS": "data.prompt_path",
     "data.prompt_suffix=8k": "data.prompt_suffix",
     "data.tagger={type: python, file: TAGS}": "data.tagger",
-    "eval.data={path: [skimage:camera], tagger: {type: python, file: TAGS}}": "eval.data.tagger",
+    "eval={crops: 4, data: {path: [skimage:camera], tagger: {type: python, file: TAGS}}}": "eval.data.tagger",
 }
 
 
@@ -51,7 +53,9 @@ def test_prompts_need_a_policy_that_reads_them(
 ) -> None:  # fmt: skip
     """flux2sr never does; naosd does with its text encoder, and does not with a cached embedding."""
     key = PROMPTS[override]
-    override = override.replace("TAGS", str(tags))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "camera.txt").write_text("a man")
+    override = override.replace("TAGS", str(tags)).replace("TEXTS", str(tmp_path / "texts"))
     said = refusal(run_config(override))
     cached = tiny_flux2_folder / "prompt_embeds.safetensors"
     assert f"{key}: policy 'flux2sr' has one cached embedding for all images, {cached}" in said
@@ -90,3 +94,101 @@ def test_what_a_tagger_needs_has_to_be_there(
         tagger = tagger.replace(name, str(path))
     said = refusal(naosd_config(f"data.tagger={tagger}"))
     assert message in said and bool(message) == bool(said)
+
+
+def test_data_that_is_too_small_is_refused(
+    refusal: Callable[[Any], str], run_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By the images' sizes: crops of training and evaluation, and the number of held-out crops."""
+    Image.new("RGB", (200, 100)).save(tmp_path / "wide.png")
+    held_out = "eval.data={path: [skimage:coffee], crop: 128}"
+    cases = {
+        (f"data.path={tmp_path}",): "data.path: every image must be at least 128x128, too small: wide (200x100)",
+        ("data.crop=1024",): "data.path: every image must be at least 1024x1024, too small: skimage:camera (512x512)",
+        ("eval.data={path: [skimage:coffee], crop: 512}",): (
+            "eval.data.path: every image must be at least 512x512, too small: skimage:coffee (600x400)"
+        ),
+        (held_out, "eval.crops=13"): "eval.crops: 13 asked, but the images hold only 12 crops of 128 px",
+        (held_out, "eval.crops=12"): "",
+    }
+    for overrides, message in cases.items():
+        said = refusal(run_config(*overrides))
+        assert message in said and bool(message) == bool(said)
+
+
+def test_pairs_and_prompt_files_have_to_be_whole(
+    refusal: Callable[[Any], str], run_config: Callable[..., Any], naosd_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    for folder, side in (("lr", 64), ("hr", 128)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (side, side)).save(tmp_path / folder / "a.png")
+    pairs = f"data={{kind: paired, path: {tmp_path}/lr, hr_path: {tmp_path}/hr, crop: 64}}"
+    assert "data.pair 'a': expected HR 256x256, got 128x128" in refusal(run_config(pairs))
+    (tmp_path / "hr" / "a.png").rename(tmp_path / "hr" / "b.png")
+    assert "no HR image" in refusal(run_config(pairs))
+    texts = f"data.prompt_path={tmp_path}/texts"
+    assert f"data.prompt_path {tmp_path}/texts: expected one .txt per image, 1 of 1" in refusal(naosd_config(texts))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "camera.txt").write_text("a man")
+    assert refusal(naosd_config(texts)) == ""
+
+
+def test_a_run_dir_that_cannot_be_written_is_refused(run_config: Callable[..., Any], tmp_path: Path) -> None:
+    """Under a file; nothing is made, where it can be written either."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"run.dir .*file/deep/run: cannot be written: Not a directory; name another"):
+        preflight(run_config(f"run.dir={tmp_path}/file/deep/run"), resume=False)
+    preflight(run_config(f"run.dir={tmp_path}/new/run"), resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_is_resumed_or_has_a_dir_of_its_own(run_config: Callable[..., Any], tmp_path: Path) -> None:
+    config = run_config(f"run.dir={tmp_path}/run")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds no checkpoint; start anew, without --resume"):
+        preflight(config, resume=True)
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match="already holds a run; write run.dir=OTHER for a new one"):
+        preflight(config, resume=False)
+    (tmp_path / "run" / "checkpoints" / "step-000002").mkdir()
+    with pytest.raises(ConfigError, match="already holds a run; resume it with --resume, or write run.dir=OTHER"):
+        preflight(config, resume=False)
+    preflight(config, resume=True)
+
+
+def test_an_adapter_of_another_model_is_refused(
+    refusal: Callable[[Any], str], run_config: Callable[..., Any], naosd_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As a start and as a reference, from headers and shapes alone; rl/policies/test_stored.py has the whole table."""
+    tensors = {f"unet.a.to_q.lora_{key}.weight": np.ones((4, 4), np.float32) for key in "AB"}
+    save_file(tensors, file := tmp_path / "other.safetensors")
+    for key in ("lora.init_from", "reference"):
+        said = refusal(run_config(f"policy.{key}={file}"))
+        assert f"policy.{key}: {file}: unet.a.to_q is no layer of this model under any known name" in said
+    said = refusal(run_config(f"policy.lora.init_from={file}", f"policy.reference={file}"))
+    assert "policy.lora.init_from: " in said and "policy.reference" not in said, "one file is named once"
+    missing = refusal(naosd_config("policy.lora.init_from=nowhere", "policy.merge=[no.pkl]"))
+    assert missing.splitlines()[1:] == [
+        "  policy.merge: no such file no.pkl",
+        "  policy.lora.init_from: no such file or folder nowhere",
+    ]
+
+
+OWN = """
+from typing import Annotated, Literal
+from rl.config.base import InputPath
+from rl.policies.flux2sr.section import Flux2SRSection
+
+class MySection(Flux2SRSection):
+    type: Literal["preflight_own:MySection"] = "preflight_own:MySection"
+    taste: Annotated[list[str], InputPath()] = []
+"""
+
+
+def test_inputs_of_a_users_own_section_are_looked_for(
+    refusal: Callable[[Any], str], run_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "preflight_own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refusal(run_config("policy.type=preflight_own:MySection", f"policy.taste=[nowhere, {tmp_path}]"))
+    assert said.splitlines()[1:] == ["  policy.taste: no such file or folder nowhere"]

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 EMBEDDED = {
-    name: ("train.groups_per_step=2", "rollout.group_size=3", "eval.data=null")
+    name: ("train.groups_per_step=2", "rollout.group_size=3", "eval=null")
     for name in ("gdpo_sr_mini", "flow_grpo_mini", "dance_grpo_mini", "grpo_guard_mini")
 }
 SMALL = (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.evaluation.records import EvalRecord, Phase, append_eval, changes, read_eval
+from rl.evaluation.records import EvalRecord, NotComparable, Phase, append_eval, ceiling, changes, read_eval
 
 
 def record(phase: Phase, score: float, *, version: int = 0, crop: str = "cat@0", seed: int = 1) -> EvalRecord:
@@ -53,8 +53,36 @@ def test_newest_end_counts_and_an_unfinished_run_has_no_rows() -> None:
 
 
 def test_unpaired_crops_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"got 1 and 2; unpaired: \[\('dog@0', 1\)\]"):
+    with pytest.raises(NotComparable, match=r"got 1 and 2; unpaired: \[\('dog@0', 1\)\]"):
         changes([record("start", 1.0), record("end", 1.0), record("end", 1.0, crop="dog@0")])
+
+
+def test_a_reward_that_the_end_lacks_is_refused() -> None:
+    end = EvalRecord("end", 5, "cat", "cat@0", 1, {"gmsd": 0.5})
+    with pytest.raises(NotComparable, match=r"expected a score 'musiq' for every crop, \('cat@0', 1\) has none"):
+        changes([record("start", 60.0), end])
+
+
+def test_the_ceiling_is_the_mean_over_crops_of_the_best_sample_at_the_start() -> None:
+    """Crops with best 3 and 5 of two samples: 4. Neither what comes later counts, nor a third sample of one crop."""
+    start = [
+        record("start", 1.0, crop="cat@0", seed=1),
+        record("start", 3.0, crop="cat@0", seed=2),
+        record("start", 5.0, crop="dog@0", seed=1),
+        record("start", 2.0, crop="dog@0", seed=2),
+    ]
+    later = [record("step", 99.0, seed=1), record("end", 99.0, seed=1), record("end", 98.0, seed=2)]
+    best = ceiling([*later, *start, record("start", 99.0, crop="dog@0", seed=3)])
+    assert best is not None
+    assert (best.samples, dict(best.best)) == (2, {"musiq": 4.0})
+    assert ceiling(start[:1] + start[2:3]) is None, "one sample a crop picks nothing"
+    assert ceiling(later) is None and ceiling([]) is None
+
+
+def test_each_reward_picks_for_itself() -> None:
+    scores = [{"a": 1.0, "b": 5.0}, {"a": 2.0, "b": 4.0}]
+    best = ceiling([EvalRecord("start", 0, "cat", "cat@0", seed, row) for seed, row in enumerate(scores)])
+    assert best is not None and dict(best.best) == {"a": 2.0, "b": 5.0}
 
 
 def test_record_with_a_missing_field_is_refused_with_its_content() -> None:

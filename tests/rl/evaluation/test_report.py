@@ -66,6 +66,27 @@ def test_full_report(tmp_path: Path) -> None:
         assert (tmp_path / "report" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_ceiling_of_best_of_n_stands_beside_before_and_after(tmp_path: Path) -> None:
+    """Two samples a crop, 60 and 62 at the start: their mean is 61, the better one 62, and training gained 3."""
+    run_dir(tmp_path, 2)
+    for phase, gain in (("start", 0.0), ("end", 3.0)):
+        scores = [(f"p{i}", seed, 60.0 + 2 * seed + gain) for i in range(2) for seed in (0, 1)]
+        records = [EvalRecord(phase, int(gain), photo, f"{photo}@0", seed, {"musiq": s}) for photo, seed, s in scores]
+        append_eval(tmp_path / "eval.jsonl", records)
+    text = write_report(tmp_path).read_text()
+    assert "| reward | before | best of 2 at the start | after | difference | 95 % interval | pairs improved |" in text
+    assert "| musiq | 61 | 62 | 64 | **+3** | +3 to +3 | 100% |" in text
+    assert "as `isrl restore --best-of 2` with that reward does" in text
+
+
+def test_evaluations_that_cannot_be_compared_leave_a_reason(tmp_path: Path) -> None:
+    run_dir(tmp_path, 2)
+    for phase, crop in (("start", "p@0"), ("end", "p@1")):
+        append_eval(tmp_path / "eval.jsonl", [EvalRecord(phase, 0, "p", crop, 0, {"musiq": 1.0})])
+    text = write_report(tmp_path).read_text()
+    assert "No table: evaluation: expected the same (crop, seed) pairs at start and end, got 1 and 1" in text
+
+
 def test_run_of_one_step_says_what_is_missing(tmp_path: Path) -> None:
     jsonl.append(tmp_path / "metrics.jsonl", [Metrics(1, 2.0, {Key.LOSS_KL: 1.0}).to_json()])
     text = write_report(tmp_path).read_text()

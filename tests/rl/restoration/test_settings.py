@@ -149,6 +149,14 @@ def test_a_policy_of_the_users_own_brings_its_facts(
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     found = settings(Options(type="mine:MySection", policy=str(tiny_flux2_folder), overrides=["grain=0.25"]))
+    older = tmp_path / "older.safetensors"
+    save_file(
+        {"a": np.zeros(1)}, older, metadata={"isrl": json.dumps({"restore": {"policy": {"type": "gone:Section"}}})}
+    )
+    with pytest.raises(
+        InputError, match=f"--lora {older}: 'gone:Section': No module named 'gone'; a module is found in"
+    ):
+        settings(Options(lora=older))
     assert (found.policy.grain, found.tile_px, found.sampler.solver) == (0.25, 256, "heun")  # type: ignore[attr-defined]
 
 
