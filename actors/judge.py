@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
 from rewards import RewardError, build_reward, check_reward
 from rl.config.load import validate
-from rl.config.reward import RewardConfig
+from rl.config.reward import REWARD_UNION, REWARDS, RewardSection
 from rl.errors import InputError, RunFailed
 from rl.types import F64, U8
-
-TYPES: tuple[str, ...] = get_args(RewardConfig.model_fields["type"].annotation)
 
 
 class Judge:
@@ -57,10 +54,13 @@ class Judge:
         return np.stack(columns, axis=1)
 
 
-def _section(name: str, device: str) -> RewardConfig:
+def _section(name: str, device: str) -> RewardSection:
     """The only place that knows how a name becomes a reward's section."""
-    raw: dict[str, object] = {"name": name, "type": name if name in TYPES else "pyiqa"}
+    raw: dict[str, object] = {"name": name, "type": name if name in REWARDS else "pyiqa"}
     if name.endswith(".py"):
         raw = {"name": Path(name).stem, "type": "python", "file": name}
-    placed = {"device": device, "gpus": 1} if device == "cuda" else {}
-    return validate(RewardConfig, {**raw, **placed}, f"--reward {name}")
+    elif device == "cuda":
+        raw |= {"device": device, "gpus": 1}
+    section = validate(REWARD_UNION.member(raw["type"]), raw, f"--reward {name}")
+    assert isinstance(section, RewardSection)
+    return section
