@@ -22,17 +22,15 @@ from typing import Literal, Protocol
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from rl.config.degradation import Degradation, DegradationOrder
 from rl.data.blur_kernels import Bell, Sinc, draw_kernel, draw_sinc
+from rl.data.resampling import Mode, interpolate
 
 Image = NDArray[np.uint8]
 Pixels = NDArray[np.float32]
 Operators = Literal["torch", "opencv"]
-Mode = Literal["area", "bilinear", "bicubic"]
 
 _MODES: dict[Mode, int] = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _BORDERS: dict[Operators, int] = {"torch": cv2.BORDER_REFLECT_101, "opencv": cv2.BORDER_REFLECT}
@@ -78,10 +76,9 @@ class Blur:
 
 @dataclass(frozen=True)
 class Resize:
-    """Resampling to `size` (height, width) without antialiasing.
+    """Resampling to `size` (height, width); `by_factor`, on the grid of the `factor` that was drawn (the first pass).
 
-    torch: pixel i samples the input at (i + 1/2) / r - 1/2, where r is the `factor` that was drawn if `by_factor`
-    (the first pass), else out / in; `area` is the mean over the pixels that a bin touches.
+    torch: `rl.data.resampling.interpolate`. opencv: `cv2.resize`, whose grid is of the sizes.
     """
 
     size: tuple[int, int]
@@ -91,13 +88,10 @@ class Resize:
     by_factor: bool = False
 
     def __call__(self, x: Pixels) -> Pixels:
-        if self.operators == "opencv":
-            resized: Pixels = cv2.resize(x, self.size[::-1], interpolation=_MODES[self.mode])
-            return resized
-        chw = torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))[None]
-        size, factor = (None, self.factor) if self.by_factor else (self.size, None)
-        out = functional.interpolate(chw, size=size, scale_factor=factor, mode=self.mode)
-        return np.ascontiguousarray(out[0].numpy().transpose(1, 2, 0))
+        if self.operators == "torch":
+            return interpolate(x, self.size, self.mode, self.factor if self.by_factor else None)
+        resized: Pixels = cv2.resize(x, self.size[::-1], interpolation=_MODES[self.mode])
+        return resized
 
 
 @dataclass(frozen=True)
