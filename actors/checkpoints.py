@@ -11,7 +11,7 @@ from typing import Any
 
 from actors.deadline import all_within
 from actors.ledger import Ledger
-from rl.config.run import CheckpointSection
+from rl.config.training import CheckpointSection
 from rl.errors import MissingInput
 
 CHECKPOINTS_DIR = "checkpoints"

@@ -17,69 +17,51 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.checkpoints import CHECKPOINTS_DIR, Checkpoints
-from actors.deadline import all_within, within
+from actors.deadline import within
 from actors.evaluate import Evaluator
-from actors.lanes import LaneClock, Sampling, ScoredGroup, Stopwatch, Versions
+from actors.lanes import LaneClock, Sampling, ScoredGroup, Versions
 from actors.launch import Cluster
-from actors.ledger import Ledger
-from actors.monitor import Monitor
+from actors.monitor import Monitor, Stopwatch
 from actors.pool import Pool, idle_share
 from actors.scoring import RewardPool, pool_values
 from actors.tagging import tagger_pools
+from actors.training import Outcome, TrainingLoop
 from actors.weight_sync import WeightSync
 from rl.advantages import AdvantageBatch, to_reward_weight
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.sheets import sample_rows, sheet_path, write_sample_sheet
-from rl.metrics import Key, Metrics, Value, batch_values
+from rl.metrics import Key, Value, batch_values
 from rl.types import F64, RolloutGroup
 
 if TYPE_CHECKING:
     from learner.report import TrainReport
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    steps: int
-    interrupted: bool
-
-
-class Controller:
-    """Owns the ledger, the age bound, checkpoints and metrics; every wait has a deadline."""
+class Controller(TrainingLoop):
+    """The loop of an online run; it owns the age bound beside what every loop has."""
 
     def __init__(self, config: RunConfig, cluster: Cluster, monitor: Monitor, run_dir: Path) -> None:
+        super().__init__(config, cluster.learners, monitor, run_dir)
         self.config = config
         self.cluster = cluster
-        self.monitor = monitor
-        self.run_dir = run_dir
-        self.ledger = Ledger()
-        self.step = 0
-        self._saved: int | None = None
-        self.stop = asyncio.Event()
-        """Set by an interrupt: the step in progress is finished and saved, then the run ends."""
-        self._checkpoints = Checkpoints(run_dir / CHECKPOINTS_DIR, config.checkpoint)
-        self._clock = Stopwatch()
 
     async def run(self, *, resume: bool) -> Outcome:
         """Train to the last step, or to the step during which `stop` was set."""
         if resume:
-            self.step, self.ledger = await self._checkpoints.load(self.cluster.learners, self.config.learner.deadline_s)
-            self._saved = self.step
+            await self.load()
         parts = self._parts()
         try:
             if self.step == 0:
-                self._log(await parts.evaluator.run("start", 0))
+                self.log(await parts.evaluator.run("start", 0))
             await parts.versions.publish((await parts.sync.push()).version)
             await self._steps(parts)
             if self.step == self.config.train.steps:
-                self._log(await parts.evaluator.run("end", self.step))
+                self.log(await parts.evaluator.run("end", self.step))
         finally:
             for queue in parts.queues:
                 queue.close()
-        return Outcome(self.step, interrupted=self.step < self.config.train.steps)
+        return self.outcome
 
     def _parts(self) -> "_Parts":
         config, cluster = self.config, self.cluster
@@ -94,7 +76,7 @@ class Controller:
     async def _steps(self, parts: "_Parts") -> None:
         slots: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
         try:
-            while self.step < self.config.train.steps and not self.stop.is_set():
+            while self.going:
                 for step in range(self.step, self._horizon(parts.evaluator) + 1):
                     if step not in slots:
                         slots[step] = [
@@ -104,13 +86,11 @@ class Controller:
                 due = slots.pop(self.step)
                 await self._one_step(due, [task for later in slots.values() for task in later], parts)
                 due.clear()
-                if self.step % self.config.checkpoint.every == 0:
-                    await self._save()
+                await self.save_if_due()
                 if parts.evaluator.due(self.step) and self.step < self.config.train.steps:
-                    self._log(await parts.evaluator.run("step", self.step))
+                    self.log(await parts.evaluator.run("step", self.step))
                     await parts.sync.push()
-            if self._saved != self.step:
-                await self._save()
+            await self.save_if_due(at_the_end=True)
         finally:
             for tasks in slots.values():
                 for task in tasks:
@@ -119,8 +99,8 @@ class Controller:
     async def _one_step(
         self, due: list[asyncio.Task[ScoredGroup]], later: list[asyncio.Task[ScoredGroup]], parts: "_Parts"
     ) -> None:
-        """Wait for this step's groups, train, push. Its groups are held by nothing when it returns: at real size they are
-        gigabytes of the object store."""
+        """Wait for this step's groups, train, push. Its groups are held by nothing when it returns: at real size they
+        are gigabytes of the object store."""
         watch = Stopwatch()
         groups = await _all(due, later)
         report, batch = await self._train(groups)
@@ -141,21 +121,15 @@ class Controller:
         return horizon
 
     async def _train(self, groups: list[ScoredGroup]) -> "tuple[TrainReport, AdvantageBatch]":
-        from learner.report import over_ranks
-
         scores = np.stack([group.table.scores for group in groups])
         batch = self.config.advantage.advantages(scores, self.config.rewards, [group.task for group in groups])
-        share = len(groups) // self.config.learner.ranks
-        calls = []
-        for rank, learner in enumerate(self.cluster.learners):
-            mine = slice(rank * share, (rank + 1) * share)
-            carriers = [g.task_ref for g in groups[mine]] + [g.group_ref for g in groups[mine]]
-            rows: list[F64] = list(batch.advantages[mine])
-            calls.append(learner.train.remote(rows, *carriers))
-        deadline_s = self.config.learner.deadline_s
-        reports: list[TrainReport] = await all_within(calls, deadline_s, "learner.train", "learner.deadline_s")
-        self.ledger.train([group.receipt.ordinal for group in groups])
-        return over_ranks(reports), batch
+        report = await self.train(
+            [group.task_ref for group in groups],
+            [group.group_ref for group in groups],
+            batch.advantages,
+            [group.receipt.ordinal for group in groups],
+        )
+        return report, batch
 
     def _lane_values(
         self, groups: Sequence[ScoredGroup], parts: "_Parts", version: int, step_s: float
@@ -177,7 +151,7 @@ class Controller:
         clip = self.config.objective.reward_weight_clip
         r = None if clip is None else to_reward_weight(batch.advantages, clip)
         scores = np.stack([group.table.scores for group in groups])
-        self._log({**values, **batch_values(self.config.rewards, scores, batch, r)})
+        self.log({**values, **batch_values(self.config.rewards, scores, batch, r)})
         if self.step % self.config.monitor.sample_every == 0 or self.step == self.config.train.steps:
             await self._sheet(groups[0], batch.advantages[0], None if r is None else r[0])
 
@@ -188,14 +162,6 @@ class Controller:
         path = sheet_path(self.run_dir, self.step, group.ordinal)
         write_sample_sheet(path, scored.task, group, scored.table, advantages, r)
         self.monitor.log_samples(self.step, path, sample_rows(scored.task, group, scored.table, advantages, r))
-
-    def _log(self, values: Mapping[str, Value]) -> None:
-        if values:
-            self.monitor.log(Metrics(self.step, self._clock(), values))
-
-    async def _save(self) -> None:
-        await self._checkpoints.save(self.step, self.ledger, self.cluster.learners, self.config.learner.deadline_s)
-        self._saved = self.step
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
+from rewards.base import ServerError
+
 T = TypeVar("T")
 
 
@@ -58,3 +60,20 @@ def get_within(refs: Any, seconds: float, what: str, setting: str) -> Any:
         return ray.get(refs, timeout=seconds)
     except ray.exceptions.GetTimeoutError as error:
         raise DeadlineError(what, seconds, setting) from error
+
+
+def cause(error: BaseException) -> BaseException:
+    """What the actor raised, without Ray's wrapping; the error itself where it was not raised in an actor."""
+    from ray.exceptions import RayTaskError
+
+    return error.cause if isinstance(error, RayTaskError) else error
+
+
+def reason(error: BaseException) -> str:
+    """One line; Ray's own errors put the point into the last one, ours into the first."""
+    from ray.exceptions import RayError
+
+    inner = cause(error)
+    text = inner.reason if isinstance(inner, ServerError) else str(inner)
+    lines = text.strip().splitlines() or [type(inner).__name__]
+    return lines[-1] if isinstance(inner, RayError) else lines[0]

@@ -1,13 +1,14 @@
 """What a run leaves behind: the exported adapter, the before/after sheet and the report."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from actors.deadline import get_within
-from actors.launch import Cluster
 from actors.roles import Published
 from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.data.source import TaskSource
 from rl.evaluation.records import EVAL_FILE, Change, NotComparable, changes, read_eval
 from rl.evaluation.report import write_report
@@ -17,22 +18,23 @@ from rl.metrics import METRICS_FILE
 from rl.types import LoraSnapshot
 
 
-def finish(config: RunConfig, run_dir: Path, cluster: Cluster, step: int) -> None:
-    """Export the EMA, draw before/after on held-out crops, write report.md."""
+def finish(config: TrainingSection, run_dir: Path, learner: Any, step: int) -> None:
+    """Export the EMA of rank 0, draw before/after on held-out crops where there are any, write report.md."""
     deadline_s = config.learner.deadline_s
-    call = cluster.learners[0].publish.remote(ema=True)
+    call = learner.publish.remote(ema=True)
     published: Published = get_within(call, deadline_s, "export: learner.publish", "learner.deadline_s")
     snapshot: LoraSnapshot = get_within(published.ref, deadline_s, "export: the adapter", "learner.deadline_s")
     leave(config, run_dir, snapshot, step)
 
 
-def leave(config: RunConfig, run_dir: Path, snapshot: LoraSnapshot, step: int) -> None:
-    """Write the adapter first, again with what evaluations say of it: they may be missing or not comparable."""
+def leave(config: TrainingSection, run_dir: Path, snapshot: LoraSnapshot, step: int) -> None:
+    """Write the adapter first, and again with what the evaluations say of it, which may be missing or incomparable."""
     export_lora(run_dir / "lora", snapshot, config, step=step, rewards=())
     rewards = _rewards(run_dir / EVAL_FILE)
     if rewards:
         export_lora(run_dir / "lora", snapshot, config, step=step, rewards=rewards)
-    draw_before_after(config, run_dir)
+    if isinstance(config, RunConfig):
+        draw_before_after(config, run_dir)
     if (run_dir / METRICS_FILE).exists():
         print(f"report: {write_report(run_dir)}", flush=True)
 

@@ -1,7 +1,6 @@
 """Sampling lanes: a group slot in, a scored group out. One coroutine per slot, one queue of free workers."""
 
 import asyncio
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,13 +145,3 @@ class Sampling:
         finally:
             self._free.put_nowait(worker)
         return receipt, group_ref
-
-
-class Stopwatch:
-    """Wall seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __call__(self) -> float:
-        return time.perf_counter() - self._started

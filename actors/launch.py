@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.deadline import get_within
-from rl.config.reward import RewardConfig
+from rl.config.reward import RewardSection
 from rl.config.run import RunConfig
 from rl.config.server import ServerSection
-from rl.config.tagger import TaggerConfig
+from rl.config.tagger import TaggerSection
+from rl.config.training import TrainingSection
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Cluster:
     """Section of the data -> replicas."""
 
 
-def start_ray(config: RunConfig) -> None:
+def start_ray(config: TrainingSection) -> None:
     """Start Ray on this machine, or join the cluster of `ray.address`."""
     # else Ray hides the GPUs from every actor that asks for none, and warns at each start that it will stop doing so
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -53,16 +54,30 @@ def spawn(config: RunConfig) -> Cluster:
     workers = _spawn_workers(config)
     rewards = {r.name: tuple(_spawn_reward(r) for _ in range(r.replicas)) for r in config.rewards}
     taggers = {at: tuple(_spawn_tagger(at, t) for _ in range(t.replicas)) for at, t in config.taggers.items()}
-    learners = tuple(_spawn_learner(config, rank) for rank in range(config.learner.ranks))
+    learners, started = _spawn_learners(config)
     deadline_s = config.learner.deadline_s
-    master = get_within(learners[0].address.remote(), deadline_s, "start of the learner", "learner.deadline_s")
-    started = [learner.start.remote(config, master) for learner in learners]
     servers = [server for pool in (*rewards.values(), *taggers.values()) for server in pool]
     sampling = [worker.ready.remote() for worker in workers]
     ready = [server.ready.remote() for server in servers]
     answers = get_within([*started, *sampling, *ready], deadline_s, "start of all processes", "learner.deadline_s")
     _refuse_two_references(answers[: len(started) + len(sampling)])
     return Cluster(workers, rewards, learners, taggers)
+
+
+def spawn_learners(config: TrainingSection) -> tuple[Any, ...]:
+    """Create the learner's ranks alone, all that an offline run needs, and wait until they have joined each other."""
+    learners, started = _spawn_learners(config)
+    digests = get_within(started, config.learner.deadline_s, "start of the learner", "learner.deadline_s")
+    _refuse_two_references(digests)
+    return learners
+
+
+def _spawn_learners(config: TrainingSection) -> tuple[tuple[Any, ...], list[Any]]:
+    """The ranks, and the calls that end when each has joined the others."""
+    learners = tuple(_spawn_learner(config, rank) for rank in range(config.learner.ranks))
+    deadline_s = config.learner.deadline_s
+    master = get_within(learners[0].address.remote(), deadline_s, "start of the learner", "learner.deadline_s")
+    return learners, [learner.start.remote(config, master) for learner in learners]
 
 
 def _refuse_two_references(digests: list[str | None]) -> None:
@@ -85,13 +100,13 @@ def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
     return tuple(placed.remote(config) for _ in range(config.rollout.workers))
 
 
-def _spawn_reward(config: RewardConfig) -> Any:
+def _spawn_reward(config: RewardSection) -> Any:
     from actors.roles import RewardActor
 
     return _server(RewardActor, config).remote(config)
 
 
-def _spawn_tagger(where: str, config: TaggerConfig) -> Any:
+def _spawn_tagger(where: str, config: TaggerSection) -> Any:
     from actors.roles import TaggerActor
 
     return _server(TaggerActor, config).remote(where, config)
@@ -107,7 +122,7 @@ def _server(actor: type, config: ServerSection) -> Any:
     return ray.remote(actor).options(**options)
 
 
-def _spawn_learner(config: RunConfig, rank: int) -> Any:
+def _spawn_learner(config: TrainingSection, rank: int) -> Any:
     import ray
 
     from actors.roles import LearnerActor

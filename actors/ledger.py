@@ -1,5 +1,6 @@
 """Which groups were issued, and what became of them: no LR image is skipped, none is trained twice."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,10 +45,10 @@ class Ledger:
             "next_ordinal": self.next_ordinal,
             "unissued": sorted(self.pending + self.unissued),
             "trained": self.trained,
-            "dropped": self.dropped,
+            "dropped": list(self.dropped),
         }
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> "Ledger":
         """Continue from `to_json`."""
-        return cls(**state)
+        return cls(**copy.deepcopy(dict(state)))

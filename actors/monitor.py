@@ -83,6 +83,16 @@ class Monitor:
             self._wandb = None
 
 
+class Stopwatch:
+    """Wall seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __call__(self) -> float:
+        return time.perf_counter() - self._started
+
+
 class _Progress:
     """One live line on a terminal; one plain line per record elsewhere."""
 

@@ -1,4 +1,4 @@
-"""All replicas of one server behind one queue: one lane per replica, bounded retries, never a made-up answer."""
+"""All replicas of one server behind one queue: one caller per replica, bounded retries, never a made-up answer."""
 
 import asyncio
 import time
@@ -8,8 +8,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ray.exceptions import RayError
 
-from actors.deadline import DeadlineError, within
-from actors.failures import cause, reason
+from actors.deadline import DeadlineError, cause, reason, within
 from rewards.base import ServerError
 from rl.config.server import ServerSection
 
@@ -70,7 +69,7 @@ class Pool(Generic[Answer]):
         self.failed_in_a_row = 0
         self._batch = batch
         self._queue: asyncio.Queue[Request[Answer]] = asyncio.Queue()
-        self._lanes = [asyncio.create_task(self._lane(server)) for server in servers]
+        self._callers = [asyncio.create_task(self._calls(server)) for server in servers]
 
     def _send(self, server: Any, batch: Sequence[Request[Answer]]) -> Awaitable[list[Answer]]:
         """Start one call."""
@@ -87,7 +86,7 @@ class Pool(Generic[Answer]):
         self._queue.put_nowait(request)
         return await request.result
 
-    async def _lane(self, server: Any) -> None:
+    async def _calls(self, server: Any) -> None:
         while True:
             batch = [await self._queue.get()]
             while len(batch) < self._batch and not self._queue.empty():
@@ -123,9 +122,9 @@ class Pool(Generic[Answer]):
                 request.result.set_exception(GroupFailed(self, request.ordinal, request.attempts, error))
 
     def close(self) -> None:
-        """Stop the lanes."""
-        for lane in self._lanes:
-            lane.cancel()
+        """Stop the callers."""
+        for caller in self._callers:
+            caller.cancel()
 
 
 def groups_at_fault(error: RayError | DeadlineError | ServerError, ordinals: Sequence[int]) -> set[int]:

@@ -6,12 +6,15 @@ from typing import ParamSpec
 
 from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
 from actors.paths import inputs, is_missing, refuse_unwritable
-from rewards import check_reward, check_tagger
+from rewards import check_reward, check_tagger, check_weights
 from rl.config.data import DataSection
 from rl.config.load import ConfigError
+from rl.config.offline import OfflineConfig
 from rl.config.policy import PolicySection, reference_file
 from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.data.photos import check_sources
+from rl.data.pools import PoolSource
 from rl.data.source import TaskSource
 from rl.metrics import METRICS_FILE
 from rl.policies.stored import check_adapter
@@ -19,8 +22,18 @@ from rl.policies.stored import check_adapter
 _P = ParamSpec("_P")
 
 
-def preflight(config: RunConfig, *, resume: bool) -> None:
+def preflight(config: TrainingSection, *, resume: bool) -> None:
     """Raise `ConfigError` with every problem found, one line each."""
+    problems = _online(config) if isinstance(config, RunConfig) else []
+    problems += _try(PoolSource, config) if isinstance(config, OfflineConfig) else []
+    problems += _try(_check_run_dir, Path(config.run.dir), resume=resume)
+    problems += _try(_check_policy, config.policy)
+    problems += _missing(config, problems)
+    if problems:
+        raise ConfigError("\n".join(["this run cannot start:", *dict.fromkeys(problems)]))
+
+
+def _online(config: RunConfig) -> list[str]:
     problems = _try(_check_data, "data", config.data)
     if config.eval is not None:
         problems += _try(_check_data, "eval.data", config.eval.data, config.eval.crops)
@@ -30,14 +43,13 @@ def preflight(config: RunConfig, *, resume: bool) -> None:
             problems += _try(check_tagger, where, data.tagger)
         for reward in config.rewards:
             problems += _try(check_reward, reward, has_hr=data.has_hr, sr_side=data.crop)
-    problems += _try(_check_run_dir, Path(config.run.dir), resume=resume)
-    problems += _try(_check_policy, config.policy)
-    problems += _missing(config, problems)
-    if problems:
-        raise ConfigError("\n".join(["this run cannot start:", *dict.fromkeys(problems)]))
+    if config.ray.address is None and not problems:
+        # on a cluster this machine's disk says nothing of the machine that scores
+        problems += _try(check_weights, config.rewards)
+    return problems
 
 
-def _try(check: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> list[str]:
+def _try(check: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> list[str]:
     try:
         check(*args, **kwargs)
     except (ValueError, FileNotFoundError) as error:
@@ -85,7 +97,7 @@ def _check_policy(policy: PolicySection) -> None:
             raise ValueError(f"policy.{key}: {error}") from error
 
 
-def _missing(config: RunConfig, problems: list[str]) -> list[str]:
+def _missing(config: TrainingSection, problems: list[str]) -> list[str]:
     """Inputs of any section that are not here, a user's own sections included, where nothing has named them yet."""
     return [
         f"  {key}: no such file or folder {path}"

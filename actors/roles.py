@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from rl.config.reward import RewardConfig
+from rl.config.reward import RewardSection
 from rl.config.run import RunConfig
-from rl.config.tagger import TaggerConfig
+from rl.config.tagger import TaggerSection
+from rl.config.training import TrainingSection
 from rl.types import (
     F64,
     Echo,
@@ -57,7 +58,7 @@ class RolloutActor:
 class RewardActor:
     """One `rewards.server.RewardServer`."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardSection) -> None:
         from rewards.server import RewardServer
 
         self.server = RewardServer(config, threads=config.threads)
@@ -74,10 +75,10 @@ class RewardActor:
 
 
 class TaggerActor:
-    """One `rewards.tagger.TaggerServer` of one section of the data."""
+    """One `rewards.taggers.server.TaggerServer` of one section of the data."""
 
-    def __init__(self, where: str, config: TaggerConfig) -> None:
-        from rewards.tagger import TaggerServer
+    def __init__(self, where: str, config: TaggerSection) -> None:
+        from rewards.taggers.server import TaggerServer
 
         self.server = TaggerServer(where, config, threads=config.threads)
 
@@ -115,7 +116,7 @@ class LearnerActor:
             host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # ray leaves it untyped
             return host, probe.getsockname()[1]
 
-    def start(self, config: RunConfig, master: tuple[str, int]) -> str | None:
+    def start(self, config: TrainingSection, master: tuple[str, int]) -> str | None:
         """Build the learner; returns the digest of the reference adapter when all ranks have joined."""
         from learner.learner import Learner
 
@@ -132,8 +133,8 @@ class LearnerActor:
         return self.learner
 
     def train(self, advantages: Sequence[F64], *carriers: SRTask | RolloutGroup) -> "TrainReport":
-        """Tasks first, then their groups; Ray resolves top-level references only, hence the flat arguments. One `[G]` of advantages
-        per group, or of which its pairs are chosen."""
+        """Tasks first, then their groups; Ray resolves top-level references only, hence the flat arguments. One `[G]`
+        of advantages per group, or of which its pairs are chosen."""
         from rl.preferences import train_item
 
         learner = self._ready()

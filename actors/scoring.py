@@ -8,7 +8,7 @@ import numpy as np
 
 from actors.pool import Pool, Request, idle_share
 from rewards.base import RewardError
-from rl.config.reward import RewardConfig
+from rl.config.reward import RewardSection
 from rl.metrics import Key, Value
 from rl.types import RewardColumn, RewardTable
 
@@ -19,7 +19,7 @@ class RewardPool(Pool[RewardColumn]):
     error = RewardError
     doing = "scoring"
 
-    def __init__(self, config: RewardConfig, servers: Sequence[Any]) -> None:
+    def __init__(self, config: RewardSection, servers: Sequence[Any]) -> None:
         super().__init__(config.name, config, config.batch_groups, servers)
 
     async def score(self, ordinal: int, task: Any, group: Any) -> RewardColumn:

@@ -8,7 +8,7 @@ from actors.pool import Pool, Request
 from rewards.base import TaggerError
 from rl.config.data import DataSection
 from rl.config.run import RunConfig
-from rl.config.tagger import TaggerConfig
+from rl.config.tagger import TaggerSection
 from rl.data.prompts import with_suffix
 from rl.types import ImageTags, SRTask, TagRequest, image_digest
 
@@ -26,7 +26,7 @@ class TaggerPool(Pool[ImageTags]):
     error = TaggerError
     doing = "tagging"
 
-    def __init__(self, where: str, config: TaggerConfig, suffix: str, servers: Sequence[Any]) -> None:
+    def __init__(self, where: str, config: TaggerSection, suffix: str, servers: Sequence[Any]) -> None:
         super().__init__(where, config, config.batch_images, servers)
         self._image = config.image
         self._suffix = suffix

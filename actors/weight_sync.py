@@ -97,7 +97,8 @@ class WeightSync:
         if unmoved:
             raise PushError(
                 f"version {report.version} is installed and worker(s) {unmoved} answer as before, adapter effect "
-                f"{[effects[index] for index in unmoved]}: the adapter is loaded where the forward pass does not read it"
+                f"{[effects[index] for index in unmoved]}: the adapter is loaded where the forward pass does not read "
+                "it"
             )
         self._watching = False
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from rl.config.learner import OptimizerSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 
 
-def build_engine(module: nn.Module, parameters: list[nn.Parameter], config: RunConfig) -> Any:
+def build_engine(module: nn.Module, parameters: list[nn.Parameter], config: TrainingSection) -> Any:
     """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and wrap `module`.
 
     gloo on the CPU, nccl on GPUs. The optimiser is torch's AdamW over `parameters`, in float32.
@@ -29,7 +29,7 @@ def build_engine(module: nn.Module, parameters: list[nn.Parameter], config: RunC
     return engine
 
 
-def ds_config(config: RunConfig) -> dict[str, Any]:
+def ds_config(config: TrainingSection) -> dict[str, Any]:
     """DeepSpeed's configuration of one rank; its accumulation counts our micro-batches."""
     learner = config.learner
     return {

@@ -1,4 +1,5 @@
-"""A loss or a gradient that is not finite never becomes a version: checked before every optimiser step, on every rank."""
+"""A loss or a gradient that is not finite never becomes a version: checked before every optimiser step, on every
+rank."""
 
 from collections.abc import Iterable
 

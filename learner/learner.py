@@ -20,7 +20,7 @@ from learner.engine import build_engine
 from learner.finite import FiniteGuard
 from learner.report import TrainReport
 from learner.state import Adapter, LearnerState, read_state, write_state
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.errors import InputError
 from rl.metrics import Key
 from rl.objectives import build_objective
@@ -35,7 +35,7 @@ _TAG = "deepspeed"
 class Learner:
     """One rank. RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT must be set before construction."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: TrainingSection) -> None:
         torch.set_num_threads(config.learner.threads)
         torch.manual_seed(config.seed)
         self.config = config
@@ -107,10 +107,10 @@ class Learner:
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
     def _refuse_stale(self, items: Sequence[TrainItem]) -> None:
-        lag = self.config.train.max_policy_lag
+        lag = self.config.max_policy_lag
         for item in items:
             version = item.group.policy_version
-            if not self.version - lag <= version <= self.version:
+            if lag is not None and not self.version - lag <= version <= self.version:
                 raise ValueError(
                     f"group {item.task.ordinal} was sampled with version {version}, the learner's is {self.version} "
                     f"(max_policy_lag {lag})"
@@ -140,7 +140,7 @@ class Learner:
         self.history[self.version] = {
             name: torch.lerp(parameter.detach(), newest[name], eta) for name, parameter in self.theta.items()
         }
-        kept = self.config.train.max_policy_lag if self.config.objective.anchor_needed == "behaviour" else 0
+        kept = (self.config.max_policy_lag or 0) if self.config.objective.anchor_needed == "behaviour" else 0
         for version in [v for v in self.history if v < self.version - kept]:
             del self.history[version]
 

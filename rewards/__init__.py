@@ -1,48 +1,54 @@
-"""Rewards: images in, scores out. The registry; each builder imports its own dependencies, so this stays torch-free.
+"""Rewards and taggers: images in, scores or texts out. Torch-free until something is built.
 
-A new reward type is one file with a class that fits `rewards.base.Reward`, one entry here, one branch in
-`rewards/checks.py`, and one name in `rl.config.reward.RewardConfig.type`.
+A reward is a section with the keys of a recipe (`rewards/sections.py`, found by `rl.config.reward.REWARDS`) and the
+class that the section's `builder` names.
 """
 
-from collections.abc import Callable
+from rewards.base import Reward, RewardError, RewardInput, naming
+from rewards.weights import check_weights, weights_texts
+from rl.config.open_union import load
+from rl.config.reward import RewardSection
+from rl.config.tagger import TaggerSection
 
-from rewards.base import Reward, RewardError, RewardInput
-from rewards.checks import check_reward, check_tagger
-from rl.config.reward import RewardConfig
-
-__all__ = ["BUILDERS", "Reward", "RewardError", "RewardInput", "build_reward", "check_reward", "check_tagger"]
-
-
-def _pyiqa(config: RewardConfig) -> Reward:
-    from rewards.iqa import IqaReward
-
-    return IqaReward(config)
+__all__ = [
+    "Reward", "RewardError", "RewardInput", "build_reward", "check_reward", "check_tagger", "check_weights",
+    "weights_texts",
+]  # fmt: skip
 
 
-def _lr_consistency(config: RewardConfig) -> Reward:
-    from rewards.faithfulness import LrConsistency
-
-    return LrConsistency(config)
-
-
-def _python(config: RewardConfig) -> Reward:
-    from rewards.python_file import PythonFileReward
-
-    return PythonFileReward(config)
-
-
-BUILDERS: dict[str, Callable[[RewardConfig], Reward]] = {
-    "pyiqa": _pyiqa,
-    "lr_consistency": _lr_consistency,
-    "python": _python,
-}
-
-
-def build_reward(config: RewardConfig) -> Reward:
-    """The reward that `config` describes.
+def build_reward(section: RewardSection) -> Reward:
+    """The reward that `section` describes.
 
     Raises:
-        ValueError: the config names something that does not exist (`check_reward` says so earlier).
-        RewardError: it exists but could not be built: weights, network, a package, the user's file.
+        RewardError: it could not be built: weights, network, a package, the user's file.
     """
-    return BUILDERS[config.type](config)
+    with naming(section.name, f"building {section.builder}"):
+        reward: Reward = load(section.builder)(section)
+        return reward
+
+
+def check_reward(section: RewardSection, *, has_hr: bool, sr_side: int | None) -> None:
+    """Refuses a reward that cannot work with the run's data; see `RewardSection.check`.
+
+    Raises:
+        ValueError: names the reward, what it needs, what it gets, and what to write instead.
+    """
+    try:
+        section.check(has_hr=has_hr, sr_side=sr_side)
+    except ValueError as error:
+        raise ValueError(f"{section.label}: {error}") from error
+
+
+def check_tagger(where: str, section: TaggerSection) -> None:
+    """Refuses a tagger whose files are not there or cannot be what they should be.
+
+    Args:
+        where: the section of the data, which begins the message.
+
+    Raises:
+        ValueError: names the section, what was expected and what was found.
+    """
+    try:
+        section.check()
+    except ValueError as error:
+        raise ValueError(f"{where}.tagger: {error}") from error

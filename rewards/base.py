@@ -1,8 +1,8 @@
 """What a reward is: uint8 images in, one float64 score per image out, higher is better.
 
 Holds the protocol, its input carrier and the errors of servers. Left out: how scores become advantages
-(`rl/advantages.py`), retries and deadlines (`actors/`), and the config-time checks (`rewards/checks.py`). Imports no
-torch.
+(`rl/advantages.py`), retries and deadlines (`actors/`), and what is refused before a run (`rewards/sections.py`).
+Imports no torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class Reward(Protocol):
 
 
 class ServerError(RuntimeError):
-    """A model behind a server could not answer. Survives pickling, so that it crosses a Ray border whole.
+    """A model behind a server could not answer. Keeps its fields when pickled, so that they cross a Ray call.
 
     Attributes:
         kind: what kind of server.

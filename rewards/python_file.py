@@ -7,19 +7,15 @@
     def score(images, lr, hr, scale):         # uint8 [G, 3, H, W], [3, h, w], [3, H, W] or None, int
         return -np.abs(np.diff(images.astype(float), axis=-1)).mean(axis=(1, 2, 3))     # [G], higher is better
 
-Arrays are read-only (`torch.from_numpy` warns about that; use `torch.tensor`). The file runs with the rights of the
-run. Left out: options (write constants into the file), and imports of neighbouring files, which need PYTHONPATH.
+Arrays are read-only (`torch.from_numpy` warns about that; use `torch.tensor`).
 """
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from rewards.base import RewardError, RewardInput, ServerError, checked_scores, naming, score_each
-from rewards.checks import SCORE_ARGUMENTS, signature
-from rl.config.reward import RewardConfig
+from rewards.base import RewardError, RewardInput, checked_scores, naming, score_each
+from rewards.sections import SCORE_ARGUMENTS, PythonRewardSection
+from rewards.user_file import read_only, user_module
 from rl.types import F64, U8
 
 
@@ -27,15 +23,15 @@ class PythonFileReward:
     """The `score()` of a user's file, its result checked for shape and finiteness.
 
     Args:
-        config: `file` is read.
+        section: `file` is read.
 
     Raises:
         RewardError: the file is missing, fails on import, or has no callable `score`.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
-        self.name = config.name
-        module = user_module(config.file, "score", SCORE_ARGUMENTS, self.name, RewardError)
+    def __init__(self, section: PythonRewardSection) -> None:
+        self.name = section.name
+        module = user_module(section.file, "score", SCORE_ARGUMENTS, self.name, RewardError)
         self._path = module.__file__
         self._score: Callable[[U8, U8, U8 | None, int], Any] = module.score
         self.needs_hr = bool(getattr(module, "NEEDS_HR", False))
@@ -55,32 +51,3 @@ class PythonFileReward:
     def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
         """The scores of each group, one after the other."""
         return score_each(self.score, groups)
-
-
-def user_module(file: str | None, function: str, arguments: Sequence[str], name: str, error: type[ServerError]) -> Any:
-    """The imported module of a user's file, which has a callable `function`.
-
-    Raises:
-        error: under `name`: the file is missing, fails on import, or has no such function.
-    """
-    path = Path(file or "").expanduser().resolve()
-    if not path.is_file():
-        raise error(name, f"file {path} does not exist")
-    key = f"isrl_{error.kind}_{name.replace('.', '_')}"
-    spec = importlib.util.spec_from_file_location(key, path)
-    if spec is None or spec.loader is None:
-        raise error(name, f"{path}: expected a Python file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module  # dataclasses and pickle look their module up there
-    with naming(name, f"importing {path}", error):
-        spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-        raise error(name, f"{path} has no {function}(); expected `{signature(function, arguments)}`")
-    return module
-
-
-def read_only(array: U8) -> U8:
-    """A view that a user's file cannot write through."""
-    view = array.view()
-    view.flags.writeable = False
-    return view

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rewards import build_reward
 from rewards.base import RewardError, RewardInput
-from rl.config.reward import RewardConfig
+from rl.config.reward import RewardSection
 from rl.types import RewardColumn, RolloutGroup, SRTask
 
 
@@ -23,7 +23,7 @@ class RewardServer:
         RewardError: the reward could not be built.
     """
 
-    def __init__(self, config: RewardConfig, *, threads: int | None = None) -> None:
+    def __init__(self, config: RewardSection, *, threads: int | None = None) -> None:
         limit_threads(threads)
         self.config = config
         self.reward = build_reward(config)

@@ -15,15 +15,28 @@ and running statistics over past batches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.config.reward import RewardConfig
 from rl.data.attributes import attribute_shares
 from rl.types import F64, SRTask
 
 Flags = NDArray[np.bool_]
+
+
+class Weighed(Protocol):
+    """What an aggregation reads of a reward's section, or of a stored score's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def attribute(self) -> str | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +127,9 @@ def attribute_aware(
 ) -> AdvantageBatch:
     """GDPO-SR's ARF, equations 7 and 8: smooth images listen to fidelity rewards, detailed ones to perceptual rewards.
 
-    scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 - rho_d
-    (`rl.data.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: the paper has PSNR on Y),
-    False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
+    scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 -
+    rho_d (`rl.data.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: the paper has
+    PSNR on Y), False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
 
         s~_k = (S_k - min_group S_k) / (max_group S_k - min_group S_k)     0 for the whole group under the floor
         R    = rho_s mean_FR(s~) + rho_d mean_NR(s~)                       means weighted with w_k inside each set
@@ -145,12 +158,12 @@ def attribute_aware(
     return AdvantageBatch(np.where(tied, 0.0, centred / np.where(tied, 1.0, spread + eps)), minmax, flat)
 
 
-def weights_and_scales(rewards: Sequence[RewardConfig]) -> tuple[F64, F64]:
+def weights_and_scales(rewards: Sequence[Weighed]) -> tuple[F64, F64]:
     """`[R]` each, in the order of the rewards."""
     return np.array([reward.weight for reward in rewards]), np.array([reward.scale for reward in rewards])
 
 
-def fidelity_flags(rewards: Sequence[RewardConfig]) -> Flags:
+def fidelity_flags(rewards: Sequence[Weighed]) -> Flags:
     """`[R]` True for full-reference rewards."""
     return np.array([reward.attribute == "fidelity" for reward in rewards])
 

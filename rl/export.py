@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.evaluation.records import Change
 from rl.policies.lora_export import write_adapter
 from rl.policies.lora_file import LORA_FILE, adapter_of, read_lora_header
@@ -18,7 +19,7 @@ __all__ = ["LORA_FILE", "export_lora", "read_lora_header"]
 
 
 def export_lora(
-    folder: Path, snapshot: LoraSnapshot, config: RunConfig, *, step: int, rewards: Sequence[Change]
+    folder: Path, snapshot: LoraSnapshot, config: TrainingSection, *, step: int, rewards: Sequence[Change]
 ) -> Path:
     """Write `folder/pytorch_lora_weights.safetensors` and `folder/README.md`; returns the weights' path."""
     if snapshot.dtype != "float32":
@@ -39,8 +40,9 @@ def export_lora(
     return file
 
 
-def _card(snapshot: LoraSnapshot, config: RunConfig, step: int, rewards: Sequence[Change]) -> str:
+def _card(snapshot: LoraSnapshot, config: TrainingSection, step: int, rewards: Sequence[Change]) -> str:
     lora = config.policy.lora
+    samples = config.eval.samples if isinstance(config, RunConfig) and config.eval else 0
     rows = "\n".join(
         f"| {c.name} | {c.before:.4f} | {c.after:.4f} | {c.difference.mean:+.4f} "
         f"[{c.difference.low:+.4f}, {c.difference.high:+.4f}] | {c.pairs} |"
@@ -61,7 +63,7 @@ A LoRA for `{config.policy.type}` (`{config.policy.path}`), trained by isrl with
 objective for {step} steps: rank {lora.rank}, alpha {lora.alpha:g}, targets `{lora.targets}`, seed {config.seed}.
 It holds the exponential moving average of the trained adapter, digest `{snapshot.digest}`.
 
-Rewards on held-out photographs, {config.eval.samples if config.eval else 0} sample(s) a crop:
+Rewards on held-out photographs, {samples} sample(s) a crop:
 
 {table or "No held-out evaluation was configured."}
 

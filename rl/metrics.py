@@ -16,8 +16,7 @@ from typing import Self
 import numpy as np
 
 from rl import jsonl
-from rl.advantages import AdvantageBatch
-from rl.config.reward import RewardConfig
+from rl.advantages import AdvantageBatch, Weighed
 from rl.types import F64
 
 METRICS_FILE = "metrics.jsonl"
@@ -178,9 +177,7 @@ def read_metrics(path: Path) -> tuple[Metrics, ...]:
     return tuple(merged)
 
 
-def batch_values(
-    rewards: Sequence[RewardConfig], scores: F64, batch: AdvantageBatch, r: F64 | None
-) -> dict[str, Value]:
+def batch_values(rewards: Sequence[Weighed], scores: F64, batch: AdvantageBatch, r: F64 | None) -> dict[str, Value]:
     """Reward and advantage metrics of one training batch: scores `[N, G, R]` raw, r `[N, G]` where the objective has
     one."""
     scaled = scores / np.array([reward.scale for reward in rewards])

@@ -1,5 +1,5 @@
-"""Pairs of a group from its advantages, for objectives that train on pairs. Pure numpy, outside of any loss, so that live
-groups and mined pools feed the same objective."""
+"""Pairs of a group from its advantages, for objectives that train on pairs. Pure numpy, outside of any loss, so that
+live groups and mined pools feed the same objective."""
 
 import numpy as np
 

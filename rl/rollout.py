@@ -36,11 +36,8 @@ class RolloutWorker:
             module.eval()
         self.adapters = Adapters(self.policy, OLD)
         self._adapter = self.adapters.parameters(OLD)
-        # torch multiplies matrices in another order where no gradient is needed: the likelihoods of a one-step
-        # trajectory are computed as the learner computes them, else fresh ratios differ from 1 in the last bit
-        like_the_learner = config.policy.one_step and config.sampler.likelihood
         for parameter in self._adapter.values():
-            parameter.requires_grad_(like_the_learner)
+            parameter.requires_grad_(False)
         self._installed: Echo | None = None
         self._probe = self._probe_condition(0)
         self._refuse_a_deaf_policy()
@@ -60,8 +57,8 @@ class RolloutWorker:
         )
         if torch.equal(one, other):
             raise CanaryError(
-                f"policy '{self.config.policy.type}': another LR image does not change the output; the condition does not "
-                "reach the model"
+                f"policy '{self.config.policy.type}': another LR image does not change the output; the condition does "
+                "not reach the model"
             )
 
     @property
@@ -104,13 +101,13 @@ class RolloutWorker:
     ) -> tuple[RolloutReceipt, RolloutGroup]:
         """Sample one candidate per seed: make the condition once, denoise as one batch (or micro-batches), decode.
 
-        `training`: with the run's sampler and, where the objective says so, with the reference or a recorded trajectory.
-        Else with the evaluation's sampler and the installed adapter.
+        `training`: with the run's sampler and, where the objective says so, with the reference or a recorded
+        trajectory. Else with the evaluation's sampler and the installed adapter.
         """
         if self._installed is None:
             raise SnapshotRefused("this worker holds no verified adapter; push one before sampling")
         started = time.perf_counter()
-        condition: Condition = self.policy.condition(task.lr, task.scale, task.prompt)
+        condition: Condition = self.policy.condition_of(task)
         size = self.config.rollout.micro_batch or len(seeds)
         parts = [slice(i, i + size) for i in range(0, len(seeds), size)]
         if training:

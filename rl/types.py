@@ -7,6 +7,7 @@ torch. Letters: G members of a group, R rewards, C latent channels, H W pixels o
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import xxhash
@@ -16,6 +17,7 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Enlargement = Literal["bicubic", "bilinear", "area"]
 
 
 # LR source -> rollout worker, reward server, learner
@@ -35,6 +37,8 @@ class SRTask:
     """The run's seed; member seeds derive from (seed, ordinal, member) alone."""
     prompt: str = ""
     """What the text encoder sees; empty where the policy has one cached embedding."""
+    enlargement: Enlargement = "bicubic"
+    """How a policy brings the LR image to the size of the output before it encodes it."""
 
 
 # controller -> tagger server

@@ -193,3 +193,36 @@ def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=24),
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_pool() -> Callable[..., Path]:
+    """Writes a pool of candidates: noisy versions of photographs, with their PSNR as a score."""
+    return _write_pool
+
+
+def _write_pool(folder: Path, *, images: int = 4, candidates: int = 3, hr: bool = True) -> Path:
+    """`folder` with `images` LR crops of 16 pixels; candidate k has noise of standard deviation 6 (k + 1)."""
+    import numpy as np
+    import skimage.data
+    from PIL import Image
+
+    side, scale = 64, 4
+    photo = np.asarray(skimage.data.astronaut())
+    rng = np.random.default_rng(0)
+    (folder / "img").mkdir(parents=True)
+    lines = []
+    for i in range(images):
+        crop = photo[64 * i : 64 * i + side, 100 : 100 + side]
+        Image.fromarray(crop).save(folder / f"img/hr{i}.png")
+        Image.fromarray(crop).resize((side // scale, side // scale)).save(folder / f"img/lr{i}.png")
+        names, psnr = [], []
+        for k in range(candidates):
+            noisy = np.clip(crop + rng.normal(0, 6 * (k + 1), crop.shape), 0, 255).round().astype(np.uint8)
+            Image.fromarray(noisy).save(folder / f"img/sr{i}_{k}.png")
+            names.append(f"img/sr{i}_{k}.png")
+            psnr.append(float(10 * np.log10(255**2 / np.square(noisy.astype(float) - crop).mean())))
+        record = {"lr": f"img/lr{i}.png", "hr": f"img/hr{i}.png" if hr else None, "scale": scale, "prompt": ""}
+        lines.append(json.dumps({**record, "candidates": names, "scores": {"psnr": psnr}}))
+    (folder / "pool.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

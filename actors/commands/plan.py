@@ -12,12 +12,15 @@ import typer
 
 from actors.commands import Overrides, Recipe
 from actors.paths import inputs, is_missing
+from rewards import weights_texts
 from rl.config.base import Section
 from rl.config.load import load_recipe
+from rl.config.offline import OfflineConfig
 from rl.config.policy import PolicySection, reference_file
 from rl.config.pretrain import FlowPretrain, NAOSDPretrain, PretrainSection, StudentStage
 from rl.config.rollout import SamplerSection
 from rl.config.run import EvalSection, RunConfig
+from rl.config.training import TrainingSection
 from rl.errors import MissingInput
 
 Row = tuple[str, str]
@@ -74,11 +77,16 @@ def _online(config: RunConfig) -> Rows:
 def _processes(config: RunConfig) -> list[Row]:
     rollout, learner = config.rollout, config.learner
     ranks = f"{learner.ranks} x {_place(learner.cpus_per_rank, learner.gpus_per_rank)}"
+    found = weights_texts(config.rewards) if config.ray.address is None else {}
+    weights = {reward.name: f"; {found[reward.name]}" if found.get(reward.name) else "" for reward in config.rewards}
     return [
         ("rollout workers", f"{rollout.workers} x {_place(rollout.cpus_per_worker, rollout.gpus_per_worker)}"),
         ("learner ranks", f"{ranks}, ZeRO stage {learner.zero_stage}"),
         *(
-            (f"reward {r.name}", f"{r.replicas} x {_place(r.cpus, r.gpus)}, {r.type}, weight {r.weight:g}")
+            (
+                f"reward {r.name}",
+                f"{r.replicas} x {_place(r.cpus, r.gpus)}, {r.type}, weight {r.weight:g}{weights[r.name]}",
+            )
             for r in config.rewards
         ),
         *(
@@ -120,7 +128,7 @@ def _sampling(sampler: SamplerSection, members: int) -> str:
     return ", ".join(parts)
 
 
-def _training(config: RunConfig) -> str:
+def _training(config: TrainingSection) -> str:
     """Micro-batches of a group: its slots (timesteps, trained steps or noise draws) times the parts of its members."""
     objective, parts = config.objective, config.parts_per_group
     what = "pair(s)" if objective.pairs else "member(s)"
@@ -137,7 +145,7 @@ def _evaluation(section: EvalSection, sampler: SamplerSection) -> str:
     return f"{sampled}, before and after the run{between}"
 
 
-def _policy(config: RunConfig) -> list[Row]:
+def _policy(config: TrainingSection) -> list[Row]:
     policy = config.policy
     kinds = len(policy.lora_targets[policy.lora.targets])
     adapter = f"rank {policy.lora.rank}, alpha {policy.lora.alpha:g}, {kinds} kinds of layers ({policy.lora.targets})"
@@ -187,5 +195,26 @@ def _student(stage: StudentStage, crop: int) -> str:
     )
 
 
-PLANS: dict[type[Section], Callable[[Any], Rows]] = {RunConfig: _online, PretrainSection: _pretrain}
+def _offline(config: OfflineConfig) -> Rows:
+    pools, learner = config.pools, config.learner
+    ranks = f"{learner.ranks} x {_place(learner.cpus_per_rank, learner.gpus_per_rank)}"
+    batch = f"{config.train.groups_per_step} groups of {pools.group_size} from {len(pools.path)} pool(s)"
+    scores = ", ".join(f"{score.name} x {score.weight:g}" for score in config.scores)
+    return {
+        "processes": [("learner ranks", f"{ranks}, ZeRO stage {learner.zero_stage}")],
+        f"one of {config.train.steps} steps": [
+            ("read", f"{batch}, {config.advantage.aggregation} advantages of {scores}"),
+            ("train", _training(config)),
+        ],
+        f"policy {config.policy.type} '{config.policy.path}', {config.policy.dtype} on {config.policy.device}": _policy(
+            config
+        ),
+    }
+
+
+PLANS: dict[type[Section], Callable[[Any], Rows]] = {
+    RunConfig: _online,
+    OfflineConfig: _offline,
+    PretrainSection: _pretrain,
+}
 """Kind of recipe -> its plan."""

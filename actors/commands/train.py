@@ -1,4 +1,4 @@
-"""`isrl train`: an online run, from the refusals to the exit code."""
+"""`isrl train`: an online or offline run, from the refusals to the exit code."""
 
 from typing import Annotated
 
@@ -14,15 +14,16 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest checkpoint of run.dir.")] = False,
 ) -> None:
-    """Post-train a policy with Ray rollout actors, reward servers and a DeepSpeed learner.
+    """Post-train a policy: `kind: online` with Ray rollout actors, reward servers and a DeepSpeed learner, `kind:
+    offline` with the learner alone on pools of candidates.
 
-    Writes run.dir/config.yaml, metrics.jsonl, eval.jsonl, checkpoints/, samples/, report.md and
-    lora/pytorch_lora_weights.safetensors.
+    Writes run.dir/config.yaml, metrics.jsonl, checkpoints/, report.md and lora/pytorch_lora_weights.safetensors; an
+    online run also eval.jsonl and samples/.
     """
     from actors.preflight import preflight
-    from rl.config.load import load_config
+    from rl.config.load import load_training_config
 
-    config = load_config(recipe, overrides or [])
+    config = load_training_config(recipe, overrides or [])
     preflight(config, resume=resume)
 
     # Ray is imported from here on, when nothing is left to refuse

@@ -27,14 +27,16 @@ from rl.config.pretrain import NAOSDPretrain, StudentStage
 from rl.data.crops import CropSource
 from rl.data.degradation import degrade
 from rl.data.prompts import load_prompts
+from rl.data.source import ENLARGEMENTS
 from rl.flow.ddpm import guided, noised, predicted_x0
 from rl.objectives.lpips import Lpips
 from rl.objectives.vsd import vsd_loss
-from rl.policies.base import LatentCondition
+from rl.policies.base import LatentCondition, enlarged
 from rl.policies.lora import active, target_modules
 from rl.policies.naosd.policy import NAOSD
 from rl.policies.naosd.section import UNET_ALL, NAOSDSection
 from rl.seeding import derive_seed
+from rl.types import U8
 
 VAE_ENCODER = ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut", "to_q", "to_k", "to_v", "to_out.0")
 STUDENT, FAKE = "student", "fake"
@@ -96,7 +98,9 @@ class Distillation:
         self.optimizer = _adamw(self.both, self.stage.lr, self.stage)
         self.fake_optimizer = _adamw(teacher, self.stage.fake_lr, self.stage)
         self.scheduler = student.scheduler
-        self.source = CropSource(config.photos, derive_seed(config.seed, "student"), augment=config.augment)
+        self.source = CropSource(
+            config.photos, derive_seed(config.seed, "student"), augment=config.augment, flip=config.flip
+        )
         self.prompts = load_prompts(config.prompts, self.source.names)
         self.negative = student.prompts.negative(config.negative_prompt).to(student.device)
         self.drawn = 0
@@ -107,7 +111,7 @@ class Distillation:
         recent: list[list[float]] = []
         done = 0
         if interrupted is not None:
-            done = progress.resume(self, interrupted)
+            done = self.resume(interrupted)
             log(f"student: resumes after step {done} of {stage.steps}")
         for step in range(done, stage.steps):
             set_lr(self.optimizer, stage.lr * cosine(step, stage.steps, floor=stage.floor, warmup=stage.warmup_steps))
@@ -116,8 +120,40 @@ class Distillation:
                 shown = ", ".join(f"{v:.4f}" for v in np.mean(recent, axis=0))
                 log(f"student {step + 1}/{stage.steps}: pixel, LPIPS, VSD, fake {shown}")
             if (step + 1) % stage.checkpoint_every == 0:
-                progress.write(self, step + 1)
+                progress.write(self.config, self.state(step + 1))
         self.both.requires_grad_(False).eval()
+
+    def state(self, done: int) -> dict[str, Any]:
+        """Everything that step `done` (from 0) depends on."""
+        return {
+            "done": done,
+            "drawn": self.drawn,
+            "crops": self.source.state,
+            "trained": [parameter.detach() for parameter in self._trained()],
+            "optimizers": [self.optimizer.state_dict(), self.fake_optimizer.state_dict()],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.config.device) if self._on_cuda() else None,
+        }
+
+    @torch.no_grad()
+    def resume(self, state: dict[str, Any]) -> int:
+        """Take over what `state` gave; returns the number of steps that are done."""
+        for parameter, value in zip(self._trained(), state["trained"], strict=True):
+            parameter.copy_(value)
+        for optimizer, kept in zip((self.optimizer, self.fake_optimizer), state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.drawn, self.source.state = state["drawn"], state["crops"]
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and self._on_cuda():
+            torch.cuda.set_rng_state(state["cuda"], self.config.device)
+        done: int = state["done"]
+        return done
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for model in (self.both, self.teacher) for p in model.parameters() if p.requires_grad]
+
+    def _on_cuda(self) -> bool:
+        return torch.device(self.config.device).type == "cuda"
 
     def step(self) -> list[float]:
         """One optimiser step of each; the mean losses of its batches."""
@@ -151,15 +187,22 @@ class Distillation:
         small = [
             degrade(c, scale=config.scale, recipe=config.recipe, seed=s) for c, s in zip(crops, seeds, strict=True)
         ]
-        lr = nn.functional.interpolate(to_tensor(small), scale_factor=config.scale, mode="bicubic").clamp(-1, 1)
+        lr = torch.cat([self._enlarged(image, seed) for image, seed in zip(small, seeds, strict=True)])
         text = torch.cat([self.student.prompts(self.prompts[name]) for name in names])
         return to_tensor(list(crops)).to(device), lr.to(device), text.to(device)
+
+    def _enlarged(self, small: U8, seed: int) -> Tensor:
+        """LR `[h, w, 3]` -> `[1, 3, H, W]` in [-1, 1]."""
+        draw = derive_seed(seed, "enlarge") % len(ENLARGEMENTS)
+        way = ENLARGEMENTS[draw] if self.config.enlargement == "random" else "bicubic"
+        return enlarged(small.transpose(2, 0, 1), self.config.scale, 1, way)
 
     def losses(self, hr: Tensor, lr: Tensor, text: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """x0 `[B, C, h, w]` and the pixel, LPIPS and VSD losses."""
         low, high = self.stage.t_add_range or (self.config.t_add, self.config.t_add)
         x0 = one_step(self.student, lr, text, torch.randint(low, high + 1, (len(lr),), device=lr.device))
         y = self.student.decode(x0).float()
+        y = y.clamp(-1, 1) if self.stage.clamp else y
         pixel = nn.functional.mse_loss(y, hr) if self.stage.pixel == "l2" else nn.functional.l1_loss(y, hr)
         return x0, (pixel, self.lpips(y, hr).mean(), self.distil(x0, text))
 

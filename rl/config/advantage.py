@@ -9,8 +9,7 @@ from rl.config.base import Section
 from rl.config.open_union import OpenUnion
 
 if TYPE_CHECKING:
-    from rl.advantages import AdvantageBatch
-    from rl.config.reward import RewardConfig
+    from rl.advantages import AdvantageBatch, Weighed
     from rl.types import F64, SRTask
 
 
@@ -22,17 +21,15 @@ class AdvantageSection(Section):
 
     aggregation: str
     std_floor: float = Field(1e-3, ge=0)
-    """A reward whose group standard deviation is under `std_floor * reward.scale` has no say in that group (advantage 0),
-    so that float noise is not blown up to full weight. The value is ours."""
+    """A reward whose group standard deviation is under `std_floor * reward.scale` has no say in that group (advantage
+    0), so that float noise is not blown up to full weight. The value is ours."""
     eps: float = Field(1e-4, ge=0)
 
-    def advantages(
-        self, scores: "F64", rewards: "Sequence[RewardConfig]", tasks: "Sequence[SRTask]"
-    ) -> "AdvantageBatch":
+    def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
         """From scores `[N, G, R]` of the whole batch, that is over all ranks, and the N tasks that they belong to."""
         raise NotImplementedError
 
-    def check(self, rewards: "Sequence[RewardConfig]", *, has_hr: bool) -> None:
+    def check(self, rewards: "Sequence[Weighed]", *, has_hr: bool) -> None:
         """Refuse, by ValueError, rewards or data that the aggregation cannot read."""
         named = [reward.name for reward in rewards if reward.attribute is not None]
         if named and not self.needs_attributes:
@@ -46,9 +43,7 @@ class DecoupledSection(AdvantageSection):
 
     aggregation: Literal["decoupled"] = "decoupled"
 
-    def advantages(
-        self, scores: "F64", rewards: "Sequence[RewardConfig]", tasks: "Sequence[SRTask]"
-    ) -> "AdvantageBatch":
+    def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
         from rl.advantages import decoupled, weights_and_scales
 
         return decoupled(scores, *weights_and_scales(rewards), self.std_floor, self.eps)
@@ -61,9 +56,7 @@ class ScalarisedSection(AdvantageSection):
     std: Literal["batch", "group"] = "batch"
     """`batch`: of all groups (DiffusionNFT; Flow-GRPO's global std). `group`: of the member's own (DanceGRPO)."""
 
-    def advantages(
-        self, scores: "F64", rewards: "Sequence[RewardConfig]", tasks: "Sequence[SRTask]"
-    ) -> "AdvantageBatch":
+    def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
         from rl.advantages import scalarised, scalarised_by_group, weights_and_scales
 
         formula = scalarised if self.std == "batch" else scalarised_by_group
@@ -71,8 +64,8 @@ class ScalarisedSection(AdvantageSection):
 
 
 class AttributeAwareSection(AdvantageSection):
-    """GDPO-SR: in-group min-max, fidelity rewards weighted by the image's smooth share and perceptual ones by its detailed
-    share, group z-score."""
+    """GDPO-SR: in-group min-max, fidelity rewards weighted by the image's smooth share and perceptual ones by its
+    detailed share, group z-score."""
 
     needs_attributes = True
 
@@ -80,16 +73,14 @@ class AttributeAwareSection(AdvantageSection):
     detail_share: float | None = Field(None, ge=0, le=1)
     """None: the HR image's own. 0: fidelity only, 1: perceptual only, 0.5: fixed."""
 
-    def advantages(
-        self, scores: "F64", rewards: "Sequence[RewardConfig]", tasks: "Sequence[SRTask]"
-    ) -> "AdvantageBatch":
+    def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
         from rl.advantages import attribute_aware, detail_shares, fidelity_flags, weights_and_scales
 
         weights, scales = weights_and_scales(rewards)
         rho_d = detail_shares(tasks, self.detail_share)
         return attribute_aware(scores, rho_d, fidelity_flags(rewards), weights, scales, self.std_floor, self.eps)
 
-    def check(self, rewards: "Sequence[RewardConfig]", *, has_hr: bool) -> None:
+    def check(self, rewards: "Sequence[Weighed]", *, has_hr: bool) -> None:
         unnamed = [reward.name for reward in rewards if reward.attribute is None]
         if unnamed:
             raise ValueError(

@@ -1,7 +1,7 @@
 """What every configuration section is: strict (unknown keys are errors), frozen and torch-free.
 
-Two marks on a field: `ReadWith` says when it is read at all, `InputPath` that it names a file. Ray starts its workers in
-another directory, so `Section.absolute` joins every marked path to the directory that the user started in, in all
+Two marks on a field: `ReadWith` says when it is read at all, `InputPath` that it names a file. Ray starts its workers
+in another directory, so `Section.absolute` joins every marked path to the directory that the user started in, in all
 sections, those of a user's own classes included.
 """
 

@@ -1,114 +1,14 @@
-"""Where images come from and how LR images are made of HR images."""
+"""Where images come from."""
 
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from rl.config.base import InputPath, Section
+from rl.config.base import InputPath
+from rl.config.degradation import DEGRADATIONS, Degradation, DegradationChoice
 from rl.config.open_union import OpenUnion
 from rl.config.prompts import PromptSection
-from rl.config.tagger import TaggerConfig
-
-Range = tuple[float, float]
-
-
-class DegradationOrder(Section):
-    """One of the two passes of Real-ESRGAN's pipeline; defaults are its published first pass."""
-
-    blur_probability: float = 1.0
-    sinc_probability: float = 0.1
-    kernel_probabilities: tuple[float, float, float, float, float, float] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    """iso, aniso, generalized iso, generalized aniso, plateau iso, plateau aniso."""
-    blur_sigma: Range = (0.2, 3.0)
-    """Pixels at the size of that pass."""
-    generalized_beta: Range = (0.5, 4.0)
-    plateau_beta: Range = (1.0, 2.0)
-    resize_probabilities: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    """Up, down, keep."""
-    resize_range: Range = (0.15, 1.5)
-    gaussian_noise_probability: float = 0.5
-    """Else Poisson noise."""
-    noise_sigma_255: Range = (1.0, 30.0)
-    poisson_scale: Range = (0.05, 3.0)
-    gray_noise_probability: float = 0.4
-    jpeg_quality: Range = (30.0, 95.0)
-
-    @model_validator(mode="after")
-    def _probabilities_and_ranges(self) -> Self:
-        for name, value in self:
-            if name.endswith("probabilities") and (min(value) < 0 or abs(sum(value) - 1) > 1e-6):
-                raise ValueError(f"{name} must be at least 0 and sum to 1, got {list(value)}")
-            if name.endswith("probability") and not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
-            if isinstance(value, tuple) and len(value) == 2 and not 0 <= value[0] <= value[1]:
-                raise ValueError(f"{name} must be [low, high] with 0 <= low <= high, got {list(value)}")
-        return self
-
-
-REALESRGAN_SECOND = DegradationOrder(
-    blur_probability=0.8,
-    blur_sigma=(0.2, 1.5),
-    resize_probabilities=(0.3, 0.4, 0.3),
-    resize_range=(0.3, 1.2),
-    noise_sigma_255=(1.0, 25.0),
-    poisson_scale=(0.05, 2.5),
-)
-_LIGHT = DegradationOrder(
-    blur_sigma=(0.2, 1.6),
-    resize_probabilities=(0.2, 0.5, 0.3),
-    resize_range=(0.5, 1.2),
-    noise_sigma_255=(1.0, 8.0),
-    poisson_scale=(0.05, 0.8),
-    jpeg_quality=(60.0, 95.0),
-)
-_GDPO_FIRST = DegradationOrder(
-    resize_range=(0.3, 1.5),
-    noise_sigma_255=(1.0, 15.0),
-    poisson_scale=(0.05, 2.0),
-    jpeg_quality=(60.0, 95.0),
-)
-_GDPO_SECOND = DegradationOrder(
-    blur_probability=0.5,
-    blur_sigma=(0.2, 1.5),
-    resize_probabilities=(0.3, 0.4, 0.3),
-    resize_range=(0.6, 1.2),
-    noise_sigma_255=(1.0, 12.0),
-    poisson_scale=(0.05, 1.0),
-    jpeg_quality=(60.0, 100.0),
-)
-
-
-class Degradation(Section):
-    """Both passes of the second-order pipeline."""
-
-    first: DegradationOrder = DegradationOrder()
-    second: DegradationOrder = REALESRGAN_SECOND
-    second_order_probability: float = Field(1.0, ge=0.0, le=1.0)
-    final_sinc_probability: float = Field(0.8, ge=0.0, le=1.0)
-
-
-DEGRADATIONS: dict[str, Degradation] = {
-    "realesrgan": Degradation(),
-    "light": Degradation(first=_LIGHT, second=_LIGHT, second_order_probability=0.3, final_sinc_probability=0.3),
-    "gdpo": Degradation(first=_GDPO_FIRST, second=_GDPO_SECOND),
-}
-"""`realesrgan`: the published ranges. `light`: ours, for models of a few million parameters; Real-ESRGAN's full
-ranges leave LR crops of 32 pixels with little to restore. `gdpo`: the ranges that NAOSD and GDPO-SR train
-on, `GDPOSR/datasets/params_GDPO.yml` of github.com/Joyies/GDPO, where the second resize is relative to the LR size
-and here to the size it meets."""
-
-DegradationName = Literal["realesrgan", "light", "gdpo"]
-
-
-def _form(value: Any) -> str:
-    return "<ranges>" if isinstance(value, dict | Degradation) else "<name>"
-
-
-DegradationChoice = Annotated[
-    Annotated[DegradationName, Tag("<name>")] | Annotated[Degradation, Tag("<ranges>")], Discriminator(_form)
-]
-"""A named recipe or the ranges; the tag decides which of the two a mistake is explained as."""
+from rl.config.tagger import AnyTagger
 
 
 class DataSection(PromptSection):
@@ -122,7 +22,12 @@ class DataSection(PromptSection):
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32)
     """Side of the HR crop in pixels; the LR crop is `crop / scale`."""
-    tagger: TaggerConfig | None = None
+    flip: bool = False
+    """Mirror every other image, by chance (GDPO-SR's training)."""
+    enlargement: Literal["bicubic", "random"] = "bicubic"
+    """How the policy enlarges the LR image: bicubically, or by bicubic, bilinear or area, drawn for each image
+    (GDPO-SR's training)."""
+    tagger: AnyTagger | None = None
     """Writes each image's prompt from what it sees there, instead of `prompt` and `prompt_path`."""
 
     @field_validator("path", mode="before")

@@ -31,8 +31,8 @@ class LearnerSection(Section):
     """0, 1 and 2 compared in tests/benchmarks/RESULTS.md, 7: 2 is the fastest there and needs the least memory."""
     optimizer: OptimizerSection = OptimizerSection()
     micro_batch: int | None = Field(None, ge=1)
-    """Members (or pairs) of one forward and backward; the gradient is the whole group's. None: as many as were sampled at
-    once (`rollout.micro_batch`), which is the whole group unless that is set."""
+    """Members (or pairs) of one forward and backward; the gradient is the whole group's. None: as many as were
+    sampled at once (`rollout.micro_batch`), which is the whole group unless that is set."""
     updates_per_batch: int = Field(1, ge=1)
     """Optimiser steps per training batch, among which its micro-batches are shared out (`objective.order`)."""
     ema_decay: float = Field(0.9, ge=0, lt=1)

@@ -1,7 +1,9 @@
-"""YAML plus dotted overrides in, a checked recipe of the `kind` that it names out; every mistake is one readable line."""
+"""YAML plus dotted overrides in, a checked recipe of the `kind` that it names out; every mistake is one readable
+line."""
 
 import difflib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -9,9 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from rl.config.base import Section
+from rl.config.offline import OfflineConfig
 from rl.config.open_union import OpenUnion
 from rl.config.pretrain import PRETRAINS, PretrainSection
 from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.errors import InputError
 
 Model = TypeVar("Model", bound=Section)
@@ -25,22 +29,32 @@ def _online(raw: dict[str, Any]) -> type[Section]:
     return RunConfig
 
 
+def _offline(raw: dict[str, Any]) -> type[Section]:
+    return OfflineConfig
+
+
 def _pretrain(raw: dict[str, Any]) -> type[Section]:
     return PRETRAINS.member(raw.get("type", PRETRAINS.default))
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], type[Section]]] = {"online": _online, "pretrain": _pretrain}
-"""What a recipe can be, `kind` at its root -> its section. `isrl train` runs `online`."""
+KINDS: dict[str, Callable[[dict[str, Any]], type[Section]]] = {
+    "online": _online,
+    "offline": _offline,
+    "pretrain": _pretrain,
+}
+"""What a recipe can be, `kind` at its root -> its section. `isrl train` runs `online` and `offline`."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Section:
     """Read `path`, apply `a.b.0.c=value` overrides in order (values are YAML), validate as what its `kind` says."""
     raw = read_recipe(path, overrides)
-    if raw.get("kind") not in KINDS:
-        got = f"got {raw['kind']!r}" if "kind" in raw else "got none"
+    # schema version 1 had no kind: the section refuses it with what has moved since
+    kind = raw.get("kind", "online" if "schema_version" in raw else None)
+    if not isinstance(kind, str) or kind not in KINDS:
+        got = f"got {kind!r}" if "kind" in raw else "got none"
         raise ConfigError(f"{path}:\n  kind: expected one of {', '.join(KINDS)} at the root of a recipe, {got}")
     try:
-        section = KINDS[raw["kind"]](raw)
+        section = KINDS[kind](raw)
     except ValueError as error:
         raise ConfigError(f"{path}:\n  {error}") from error
     return validate(section, raw, str(path))
@@ -51,6 +65,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _expect(RunConfig, load_recipe(path, overrides), path)
 
 
+def load_training_config(path: Path, overrides: Sequence[str] = ()) -> TrainingSection:
+    """A recipe of `isrl train`, online or offline."""
+    return _expect(TrainingSection, load_recipe(path, overrides), path)
+
+
 def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> PretrainSection:
     """A recipe of `isrl pretrain`; its `type` says which preset it makes."""
     return _expect(PretrainSection, load_recipe(path, overrides), path)
@@ -59,7 +78,7 @@ def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> PretrainS
 def _expect(wanted: type[Model], recipe: Section, path: Path) -> Model:
     if not isinstance(recipe, wanted):
         kind = recipe.model_dump()["kind"]
-        command = {"online": "train"}.get(kind, kind)
+        command = {"online": "train", "offline": "train"}.get(kind, kind)
         raise ConfigError(f"{path}: expected a recipe of another kind, got kind '{kind}'; run it with isrl {command}")
     return recipe
 
@@ -93,44 +112,67 @@ def dump_config(config: Section) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A section of a recipe: its class, and where that was chosen by name, the union and the path to it."""
+
+    section: type[Section]
+    union: OpenUnion | None = None
+    path: tuple[str | int, ...] = ()
+
+    def hint(self, key: str, raw: Any) -> str:
+        """What to do about a key that the section has not."""
+        if self.union is not None:
+            readers = [name for name in self.union.registry if key in self.union.member(name).model_fields]
+            if readers:
+                words = [str(part) for part in self.path if isinstance(part, str)][-1:]
+                chosen = raw.get(self.union.key, self.union.default)
+                what = " ".join([*words, self.union.key])
+                return f" for {what} '{chosen}'; read by {', '.join(readers)}"
+        kinds = [kind for kind, choose in KINDS.items() if key in choose({}).model_fields]
+        if not self.path and kinds:
+            return f" for kind '{raw.get('kind')}'; read by {', '.join(kinds)}"
+        nearest = difflib.get_close_matches(key, self.section.model_fields, n=1)
+        return f"; did you mean '{nearest[0]}'?" if nearest else "; remove it"
+
+
 def _explain(error: Any, model: type[Section], raw: Any) -> str:
     # a tagged union puts the tag of the alternative, written <tag>, into the path
     loc = [part for part in error["loc"] if not str(part).startswith("<")]
     where = ".".join(map(str, loc)) or "config"
     if error["type"] == "extra_forbidden":
-        section = _section_at(model, raw, loc[:-1])
-        hint = difflib.get_close_matches(str(loc[-1]), section.model_fields if section else (), n=1)
-        return f"  {where}: unknown key" + (f"; did you mean '{hint[0]}'?" if hint else "; remove it")
+        place, found = _place(model, raw, loc[:-1])
+        return f"  {where}: unknown key" + ("; remove it" if place is None else place.hint(str(loc[-1]), found))
     message = error["msg"].removeprefix("Value error, ")
     value = error.get("input")
     got = "" if isinstance(value, dict | list) or error["type"] == "value_error" else f" (got {value!r})"
     return f"  {where}: {message}{got}"
 
 
-def _section_at(model: type[Section], raw: Any, loc: Sequence[str | int]) -> type[Section] | None:
-    """The class of the section at `loc`, where a union's member depends on what `raw` has there."""
-    section: type[Section] | None = model
+def _place(model: type[Section], raw: Any, loc: Sequence[str | int]) -> tuple[_Place | None, Any]:
+    """The section at `loc`, where a union's member depends on what `raw` has there, and what it has there."""
+    place: _Place | None = _Place(model, PRETRAINS if issubclass(model, PretrainSection) else None)
     marks: Sequence[Any] = ()
     annotation: Any = model
-    for part in loc:
+    for depth, part in enumerate(loc, start=1):
         raw = raw[part]
         if not isinstance(part, int):
-            if section is None or part not in section.model_fields:
-                return None
-            field = section.model_fields[part]
+            if place is None or part not in place.section.model_fields:
+                return None, raw
+            field = place.section.model_fields[part]
             marks, annotation = field.metadata, field.annotation
-        section = _section_of(annotation, marks, raw)
-    return section
+        place = _chosen(annotation, marks, raw, tuple(loc[:depth]))
+    return place, raw
 
 
-def _section_of(annotation: Any, marks: Sequence[Any], raw: Any) -> type[Section] | None:
+def _chosen(annotation: Any, marks: Sequence[Any], raw: Any, path: tuple[str | int, ...]) -> _Place | None:
     for mark in (*marks, *getattr(annotation, "__metadata__", ())):
         if isinstance(mark, OpenUnion) and isinstance(raw, dict):
-            return mark.member(raw.get(mark.key, mark.default))
+            return _Place(mark.member(raw.get(mark.key, mark.default)), mark, path)
     if isinstance(annotation, type):
-        return annotation if issubclass(annotation, Section) else None
-    found = (_section_of(inner, (), raw) for inner in get_args(annotation))
-    return next((section for section in found if section is not None), None)
+        return _Place(annotation, None, path) if issubclass(annotation, Section) else None
+    found = (_chosen(inner, (), raw, path) for inner in get_args(annotation))
+    return next((place for place in found if place is not None), None)
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

@@ -39,6 +39,10 @@ class ObjectiveSection(Section):
     repeats each as it was."""
     pairs: ClassVar[bool] = False
     """Trains on pairs of members (`rl.preferences`) instead of all members."""
+    online_only: ClassVar[str | None] = None
+    """Why it cannot train mined images, as the end of a sentence; None where it can."""
+    online_keys: ClassVar[frozenset[str]] = frozenset()
+    """Its keys that say how groups are sampled."""
     varied_levels: ClassVar[bool] = False
     """Members of a group may differ by the level of their noise instead of the noise."""
 
@@ -71,8 +75,8 @@ class ObjectiveSection(Section):
 
     @property
     def update_order(self) -> Order:
-        """How micro-batches are shared out among the updates of a batch. `timesteps`: each update sees every group at some
-        of its slots; `samples`: each sees some of the members at all of them."""
+        """How micro-batches are shared out among the updates of a batch. `timesteps`: each update sees every group at
+        some of its slots; `samples`: each sees some of the members at all of them."""
         return "timesteps"
 
     def slots(self, sampler: "SamplerSection") -> int:
@@ -91,6 +95,7 @@ class NFTSection(ObjectiveSection):
     """DiffusionNFT (arXiv 2509.16117) as in its code; LucidNFT publishes none of these values."""
 
     builder = "rl.objectives.nft:NFTObjective"
+    online_only = "trains on the clean latents that a worker sampled, and pools hold images"
 
     type: Literal["nft"] = "nft"
     beta: float = Field(1.0, gt=0)
@@ -135,8 +140,8 @@ class NFTSection(ObjectiveSection):
             )
         if self.slots(sampler) < 1:
             raise ValueError(
-                f"objective.timestep_fraction {self.timestep_fraction} of {sampler.steps_taken} sampler steps leaves no "
-                "timestep to train on; raise one of them"
+                f"objective.timestep_fraction {self.timestep_fraction} of {sampler.steps_taken} sampler steps leaves "
+                "no timestep to train on; raise one of them"
             )
 
 
@@ -144,6 +149,7 @@ class PreferenceSection(ObjectiveSection):
     """What GDPO and Diffusion-DPO share."""
 
     varied_levels = True
+    online_keys = frozenset({"sample_from"})
 
     sample_from: Literal["reference", "policy"] = "reference"
     """`reference`: groups come from the frozen reference, as GDPO-SR publishes it and as offline pairs amount to.
@@ -192,6 +198,7 @@ class GRPOSection(ObjectiveSection):
     published values is in `rl.objectives.grpo`, the steps and windows are `rollout.sampler.sde`."""
 
     builder = "rl.objectives.grpo:GRPOObjective"
+    online_only = "needs the likelihoods of a trajectory, and pools hold images"
     likelihood = True
 
     type: Literal["grpo"] = "grpo"
@@ -239,8 +246,8 @@ class GRPOSection(ObjectiveSection):
                 "rollout.sampler={solver: gaussian, std: 0.1}"
             )
         raise ValueError(
-            f"objective '{self.type}' needs a stochastic sampler, got rollout.sampler.solver '{sampler.solver}': an ODE "
-            "has no likelihood; write rollout.sampler.solver=sde"
+            f"objective '{self.type}' needs a stochastic sampler, got rollout.sampler.solver '{sampler.solver}': an "
+            "ODE has no likelihood; write rollout.sampler.solver=sde"
         )
 
 

@@ -2,8 +2,9 @@
 
     policy: Annotated[PolicySection, OpenUnion(POLICIES, base="rl.config.policy:PolicySection", default="flux2sr")]
 
-A registry is a dict literal from name to `module:Class`; a name with a colon is such a reference itself, so that a class
-of a user needs no registration. The module is imported when the name is used, in every process that reads the section.
+A registry is a dict literal from name to `module:Class`; a name with a colon is such a reference itself, so that a
+class of a user needs no registration. The module is imported when the name is used, in every process that reads the
+section.
 """
 
 import importlib

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rl.config.data import DataSection
 
 Prediction = Literal["velocity", "noise"]
+REFERENCES = ("start", "base")
+"""Values of `policy.reference` that are no files."""
 
 
 class LoraSection(Section):
@@ -46,6 +48,8 @@ class PolicySection(Section):
     """Name -> layer-name suffixes; the first set is the default."""
     files: ClassVar[tuple[str, ...]]
     """What its folder must hold."""
+    reads_text: ClassVar[bool] = True
+    """It is conditioned on a prompt, which its folder can encode or has as a cached embedding."""
     text_files: ClassVar[tuple[str, ...]] = ()
     """What its folder holds where it can encode prompts; empty where it never can."""
     tile_px: ClassVar[int]
@@ -78,6 +82,12 @@ class PolicySection(Section):
         return raw
 
     @model_validator(mode="after")
+    def _text_is_read(self) -> Self:
+        if self.prompt_embeds is not None and not self.reads_text:
+            raise ValueError(f"prompt_embeds: policy '{self.type}' reads no text; remove it")
+        return self
+
+    @model_validator(mode="after")
     def _targets_are_known(self) -> Self:
         if self.lora.targets not in self.lora_targets:
             raise ValueError(
@@ -87,9 +97,11 @@ class PolicySection(Section):
         return self
 
     def absolute(self, root: Path) -> Self:
-        """A preset's name stays, also where a folder of that name lies in `root`."""
-        joined = super().absolute(root)
-        return joined if self.preset_folder() is None else joined.model_copy(update={"path": self.path})
+        """Names stay, those of presets and references, also where a file or folder of that name lies in `root`."""
+        names = {} if self.preset_folder() is None else {"path": self.path}
+        if self.reference in REFERENCES:
+            names["reference"] = self.reference
+        return super().absolute(root).model_copy(update=names)
 
     def preset_folder(self) -> Path | None:
         """The embedded weights that `path` names, or None where it is a local folder."""
@@ -111,7 +123,7 @@ class PolicySection(Section):
                 f"policy.path '{self.path}': expected an embedded preset {names} or a local diffusers folder with "
                 f"{', '.join(self.files)}, found neither (looked in {folder.absolute()})"
             )
-        if not self.prompt_file(folder).is_file() and not self.encodes_prompts(folder):
+        if self.reads_text and not self.prompt_file(folder).is_file() and not self.encodes_prompts(folder):
             raise MissingInput(
                 f"policy.prompt_embeds: expected a safetensors file with `prompt_embeds [L, D]`, "
                 f"{self.prompt_file(folder)} does not exist; encode one prompt with the model's text encoder and write "
@@ -129,17 +141,19 @@ class PolicySection(Section):
         return has_encoder and not self.prompt_file(folder).is_file()
 
     def check(self) -> None:
-        """Refuse, by `InputError`, what the files of the policy contradict. Torch-free; called before anything starts."""
+        """Refuse, by `InputError`, what the files of the policy contradict. Torch-free; called before anything
+        starts."""
         self.folder()
 
     def check_prompts(self, where: str, data: "DataSection") -> None:
-        """A policy with one cached embedding has nothing that could read a prompt."""
+        """A policy without text, or with one cached embedding, has nothing that could read a prompt."""
         folder = self.preset_folder() or Path(self.path).expanduser()
         given = [f"{where}.{key}" for key in ("prompt", "prompt_path", "prompt_suffix", "tagger") if getattr(data, key)]
         if given and not self.encodes_prompts(folder):
+            cached = f"has one cached embedding for all images, {self.prompt_file(folder)}, and "
             raise ValueError(
-                f"{', '.join(given)}: policy '{self.type}' has one cached embedding for all images, "
-                f"{self.prompt_file(folder)}, and reads no prompts; remove {'it' if len(given) == 1 else 'them'}"
+                f"{', '.join(given)}: policy '{self.type}' {cached if self.reads_text else ''}reads no prompts; "
+                f"remove {'it' if len(given) == 1 else 'them'}"
             )
 
 

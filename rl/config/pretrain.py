@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rl.config.base import InputPath, Section
-from rl.config.data import DEGRADATIONS, Degradation, DegradationChoice
+from rl.config.degradation import DEGRADATIONS, Degradation, DegradationChoice
 from rl.config.open_union import OpenUnion
 from rl.config.prompts import PromptSection
 
@@ -133,6 +133,8 @@ class StudentStage(Section):
     """Of VSD's timestep, as shares of T; OSEDiff has up to 0.98."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between two writes of what an interrupted stage goes on from, when the same command is given again."""
+    clamp: bool = True
+    """Clamp the decoded image to the range of pixels before the losses, as published."""
     t_add_range: tuple[int, int] | None = None
     """Each sample's own t_add, uniform, ends included. None: `t_add` for all, as published. Ours: a small model that
     has seen one noise level alone does not know the others, which inference may ask for."""
@@ -164,6 +166,10 @@ class PretrainSection(Section):
     degradation: DegradationChoice = "light"
     augment: bool = True
     """Shrink, rotate, mirror and channel-permute the crops."""
+    flip: bool = False
+    """Without `augment`: mirror every other crop, by chance."""
+    enlargement: Literal["bicubic", "random"] = "bicubic"
+    """How LR images are enlarged for the student: bicubically, or by bicubic, bilinear or area, drawn for each."""
     lpips: LpipsWeights
     vae: VaeStage = VaeStage()
     pairs: int = Field(12000, ge=1)

@@ -1,29 +1,44 @@
-"""Which scores a group gets, and how they are served."""
+"""What every reward's section has, and where sections are found; the sections of isrl are in `rewards/sections.py`."""
 
-from typing import Literal, Self
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rl.config.open_union import OpenUnion
 from rl.config.server import ServerSection
 
 
-class RewardConfig(ServerSection):
-    """One reward: a pyiqa metric by name, `lr_consistency`, or a user's Python file."""
+@dataclass(frozen=True)
+class WeightFile:
+    """A file or a folder that a reward loads and, where it is not on disk, downloads."""
+
+    name: str
+    url: str
+    """Empty where it is not downloaded."""
+    path: Path
+    """Where it is looked for, and where a download puts it."""
+    found: bool
+    option: str = ""
+    """The option that names a local file in its place; empty where there is none."""
+
+
+class RewardSection(ServerSection):
+    """One column of the reward table.
+
+    A reward of your own extends this class, sets `builder` to a class that fits `rewards.base.Reward` and is made from
+    this section, and is named by `type: package.module:Class`. The module of the section is imported by every process
+    of a run, so it imports no model code; the module of the builder only by the replicas.
+    """
 
     name: str
     """The column of the reward table and the metric key `reward/<name>/...`."""
-    type: Literal["pyiqa", "lr_consistency", "python"]
-    metric: str | None = None
-    """pyiqa's metric name; the default is `name`. Read only by `type: pyiqa`."""
-    file: str | None = None
-    """A Python file that defines `score(images, lr, hr, scale) -> [G]`. Read only by `type: python`."""
     weight: float = Field(1.0, gt=0)
     scale: float = Field(1.0, gt=0)
     """The reward's natural unit, by which raw scores are divided in logs and against the advantage's std floor."""
     attribute: Literal["fidelity", "perceptual"] | None = None
     """Which set of `advantage.aggregation: attribute_aware` it belongs to; the others do not read it."""
-    options: dict[str, float | int | str | bool] = {}
-    """Passed to the metric's constructor."""
     batch_groups: int = Field(1, ge=1)
     """Groups of equal size that one call may score as one batch."""
 
@@ -32,16 +47,29 @@ class RewardConfig(ServerSection):
         return f"reward '{self.name}'"
 
     @model_validator(mode="after")
-    def _fields_match_type(self) -> Self:
+    def _name_fits_metric_keys(self) -> Self:
         if not self.name or "/" in self.name:
             raise ValueError(f"reward name: expected text without '/', because metric keys hold it, got '{self.name}'")
-        if self.type == "python" and self.file is None:
-            raise ValueError(f"{self.label}: type 'python' needs file: a Python file that defines score()")
-        for field, owner in (("metric", "pyiqa"), ("file", "python")):
-            if getattr(self, field) is not None and self.type != owner:
-                raise ValueError(f"{self.label}: {field} is read only by type '{owner}', got '{self.type}'")
         return self
 
-    @property
-    def metric_name(self) -> str:
-        return self.metric or self.name
+    def check(self, *, has_hr: bool, sr_side: int | None) -> None:
+        """Refuse, by ValueError, what cannot work with the run's data. Torch-free, in milliseconds.
+
+        Args:
+            has_hr: every LR image of the run comes with ground truth.
+            sr_side: shorter side of the super-resolved images in pixels; None where sizes vary.
+        """
+
+    def weights(self) -> tuple[WeightFile, ...] | None:
+        """What it loads, on disk or not; None where that is not known. Torch-free, in milliseconds."""
+        return ()
+
+
+REWARDS: dict[str, str] = {
+    "pyiqa": "rewards.sections:PyiqaSection",
+    "lr_consistency": "rewards.sections:LrConsistencySection",
+    "python": "rewards.sections:PythonRewardSection",
+}
+REWARD_UNION = OpenUnion(REWARDS, base=RewardSection)
+AnyReward = Annotated[RewardSection, REWARD_UNION]
+"""An element of a recipe's `rewards`."""

@@ -25,8 +25,8 @@ class SDESection(Section):
     every: Annotated[int, Field(ge=1), ReadWith("window", "sliding")] = 25
     fraction: Annotated[float, Field(gt=0, le=1), ReadWith("window", "fraction")] = 0.6
     noise: Literal["member", "group"] = "member"
-    """The noise that a run starts from: each member's own (Flow-GRPO), or one for the group, whose members then differ by
-    their stochastic steps alone (DanceGRPO)."""
+    """The noise that a run starts from: each member's own (Flow-GRPO), or one for the group, whose members then
+    differ by their stochastic steps alone (DanceGRPO)."""
 
     @model_validator(mode="after")
     def _level(self) -> Self:
@@ -123,8 +123,9 @@ class OneStepSection(SamplerSection):
 
     solver: Literal["one_step"] = "one_step"
     t_add_range: Range | None = None
-    """None: the members of a group differ by their noise. A range: they share one noise and differ by t_add, evenly spaced
-    over it, ends included (GDPO-SR's Table 11, which leaves the range open; 150 to 350 are the ends of its Table 10)."""
+    """None: the members of a group differ by their noise. A range: they share one noise and differ by t_add, evenly
+    spaced over it, ends included (GDPO-SR's Table 11, which leaves the range open; 150 to 350 are the ends of its
+    Table 10)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -152,8 +153,8 @@ class OneStepSection(SamplerSection):
 
 
 class GaussianSection(SamplerSection):
-    """Gives a one-step policy the likelihood that it lacks: its latents are the mean of a Gaussian from which the group's
-    latents are drawn. Ours."""
+    """Gives a one-step policy the likelihood that it lacks: its latents are the mean of a Gaussian from which the
+    group's latents are drawn. Ours."""
 
     likelihood = True
 

@@ -1,6 +1,6 @@
 """How a pool of servers, of a reward or a tagger, is placed, retried and given its packages."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -8,29 +8,37 @@ from rl.config.base import Section
 
 
 class ServerSection(Section):
-    """What every server's section has; a subclass names its `type` and says in `label` how errors call it."""
+    """What every server's section has."""
+
+    builder: ClassVar[str]
+    """`module:Class` of what a replica serves, imported in the replica's process only."""
 
     type: str
     replicas: int = Field(1, ge=1)
     cpus: float = Field(1.0, gt=0)
     gpus: float = Field(0.0, ge=0)
     threads: int = Field(1, ge=1)
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the model runs: cpu or cuda; a file of `type: python` chooses by itself."""
     retries: int = Field(2, ge=0)
-    """Attempts after a failed one; then the whole group is dropped and re-issued."""
+    """Further attempts after a failed one; then the whole group is dropped and issued again."""
     deadline_s: float = Field(300.0, gt=0)
     runtime_env: dict[str, object] | None = None
     """Ray `runtime_env` of the server, for code whose packages conflict with ours."""
 
     @property
     def label(self) -> str:
+        """The server's name in error messages."""
         raise NotImplementedError
+
+
+class DeviceSection(ServerSection):
+    """A server whose model isrl itself puts on a device; a user's file chooses its own."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @model_validator(mode="after")
     def _device_matches_gpus(self) -> Self:
         if self.device == "cuda" and self.gpus == 0:
             raise ValueError(f"{self.label}: device 'cuda' needs gpus above 0, got 0; write gpus: 0.25")
-        if self.device == "cpu" and self.gpus > 0 and self.type != "python":
+        if self.device == "cpu" and self.gpus > 0:
             raise ValueError(f"{self.label}: gpus {self.gpus:g} needs device 'cuda', got 'cpu'; write device: cuda")
         return self

@@ -17,11 +17,12 @@ PERMUTE_SHARE = 0.3
 class CropSource:
     """Random crops `[side, side, 3]` of weighted photographs: shrunk, rotated, mirrored, channels permuted.
 
-    Without `augment` a crop is a window of the photograph as it is.
+    Without `augment` a crop is a window of the photograph as it is, with `flip` mirrored every other time by chance.
     """
 
-    def __init__(self, sets: Sequence[PhotoSet], seed: int, *, augment: bool = True) -> None:
+    def __init__(self, sets: Sequence[PhotoSet], seed: int, *, augment: bool = True, flip: bool = False) -> None:
         self._augment = augment
+        self._flip = flip
         self._photos: list[Photos] = []
         self.names: list[str] = []
         weights: list[float] = []
@@ -60,7 +61,8 @@ class CropSource:
         if factor != 1.0:
             crop = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
         if not self._augment:
-            return name, np.ascontiguousarray(crop)
+            mirrored = self._flip and rng.random() < 0.5
+            return name, np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
         turn = rng.integers(8)
         crop = np.rot90(crop, int(turn) % 4)
         crop = crop[:, ::-1] if turn > 3 else crop

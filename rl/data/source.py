@@ -1,6 +1,7 @@
 """The run's stream of LR images: ordinal -> SRTask, a pure function of (config, seed), so that any process can make
 any task and a resumed run continues where it stopped."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from rl.data.photos import IMAGE_SUFFIXES, Photos, list_images, load_photos
 from rl.data.prompts import load_prompts
 from rl.errors import InputError
 from rl.seeding import derive_seed
-from rl.types import U8, SRTask
+from rl.types import U8, Enlargement, SRTask
+
+ENLARGEMENTS: tuple[Enlargement, ...] = ("bicubic", "bilinear", "area")
 
 
 class TaskSource:
@@ -58,7 +61,7 @@ class TaskSource:
     def task(self, ordinal: int) -> SRTask:
         """Task `ordinal` of the stream."""
         epoch, position = divmod(ordinal, len(self.names))
-        name = self.names[_order(self.seed, epoch, len(self.names))[position]]
+        name = self.names[epoch_order(self.seed, epoch, len(self.names))[position]]
         rng = np.random.default_rng(derive_seed(self.seed, "crop", ordinal))
         photo = self._photos[name]
         side = self.config.source_side
@@ -66,7 +69,17 @@ class TaskSource:
         x = int(rng.integers(0, photo.shape[1] - side + 1))
         crop = photo[y : y + side, x : x + side]
         seed = derive_seed(self.seed, "degrade", ordinal)
-        return self._make(ordinal, f"{name}@{x},{y}", name, crop, (y, x), seed)
+        task = self._make(ordinal, f"{name}@{x},{y}", name, crop, (y, x), seed)
+        return self._varied(task)
+
+    def _varied(self, task: SRTask) -> SRTask:
+        """The task as training meets it: mirrored and enlarged by chance, where the section says so."""
+        rng = np.random.default_rng(derive_seed(self.seed, "vary", task.ordinal))
+        mirrored, way = bool(rng.integers(2)), ENLARGEMENTS[rng.integers(len(ENLARGEMENTS))]
+        if self.config.flip and mirrored:
+            hr = None if task.hr is None else np.ascontiguousarray(task.hr[:, :, ::-1])
+            task = replace(task, lr_id=f"{task.lr_id},mirrored", lr=np.ascontiguousarray(task.lr[:, :, ::-1]), hr=hr)
+        return replace(task, enlargement=way) if self.config.enlargement == "random" else task
 
     def _make(self, ordinal: int, lr_id: str, name: str, crop: U8, at: tuple[int, int], seed: int) -> SRTask:
         scale = self.config.scale
@@ -109,6 +122,7 @@ def _chw(image: U8) -> U8:
 
 
 @lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    """A permutation of `count` images for one epoch."""
     rng = np.random.default_rng(derive_seed(seed, "epoch", epoch))
     return tuple(int(i) for i in rng.permutation(count))

@@ -71,9 +71,7 @@ def one_step(
     image: Callable[[], Tensor], std: float, *, noise: Tensor | None = None, x_next: Tensor | None = None
 ) -> SDEStep:
     """x' ~ N(x0, std^2), drawn by `noise` or evaluated at `x_next`, all `[B, C, h, w]`."""
-    with torch.enable_grad():  # torch multiplies in another order without: a fresh ratio would differ in the last bit
-        x0 = image()
-    return gaussian_step(one_step_moments(x0, std), noise=noise, x_next=x_next)
+    return gaussian_step(one_step_moments(image(), std), noise=noise, x_next=x_next)
 
 
 def join_trajectories(records: Sequence[TrajectoryRecord]) -> TrajectoryRecord:

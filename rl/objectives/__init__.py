@@ -1,12 +1,13 @@
 """Algorithms, one file each: formulas as pure functions, then the module that makes micro-batches and the loss.
 
-Adding one: its file, its section with its declaration and one line in `rl.config.objective.OBJECTIVES`, a recipe, tests.
+Adding one: its file, its section with its declaration and one line in `rl.config.objective.OBJECTIVES`, a recipe,
+tests.
 """
 
 from typing import TYPE_CHECKING
 
 from rl.config.open_union import load
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 
 if TYPE_CHECKING:
     from rl.objectives.base import Objective
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from rl.policies.lora import Adapters
 
 
-def build_objective(policy: "Policy", adapters: "Adapters", config: RunConfig) -> "Objective":
+def build_objective(policy: "Policy", adapters: "Adapters", config: TrainingSection) -> "Objective":
     """The module whose forward is the configured loss."""
     objective: Objective = load(config.objective.builder)(policy, adapters, config)
     return objective

@@ -1,9 +1,9 @@
 """What the learner needs of an objective: a batch in, micro-batches out, a loss for each.
 
-A micro-batch holds some members of one group at one slot (a timestep, a step of a trajectory, a draw of noise). Its loss
-is its contribution to the group's: over the micro-batches of a group and slot the contributions, and their gradients,
-sum to those of the group as a whole, with the group's own normalisers. Memory is that of one micro-batch: predictions of
-the anchor and the reference are made before the policy's graph exists.
+A micro-batch holds some members of one group at one slot (a timestep, a step of a trajectory, a draw of noise). Its
+loss is its contribution to the group's: over the micro-batches of a group and slot the contributions, and their
+gradients, sum to those of the group as a whole, with the group's own normalisers. Memory is that of one micro-batch:
+predictions of the anchor and the reference are made before the policy's graph exists.
 """
 
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.metrics import Key
 from rl.policies.base import Policy
 from rl.policies.lora import Adapters
@@ -51,7 +51,7 @@ Batch = TypeVar("Batch", bound=MicroBatch)
 class Objective(nn.Module, ABC, Generic[Batch]):
     """`forward(micro-batch) -> Loss`; predictions of policy, anchor and reference come from one base."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__()
         self.trained = nn.ModuleDict(policy.modules)
         self.policy = policy
@@ -61,9 +61,9 @@ class Objective(nn.Module, ABC, Generic[Batch]):
 
     @abstractmethod
     def micro_batches(self, items: Sequence[TrainItem], version: int) -> Iterator[Batch]:
-        """All micro-batches of a rank, in the order in which `update_order` shares them out. They are made when they are
-        asked for, after the updates before them. Random draws derive from (seed, ordinal) alone: a resumed run draws the
-        same. `version` is the learner's newest."""
+        """All micro-batches of a rank, in the order in which `update_order` shares them out. They are made when they
+        are asked for, after the updates before them. Random draws derive from (seed, ordinal) alone: a resumed run
+        draws the same. `version` is the learner's newest."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Loss:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rl.config.objective import DiffusionDPOSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.objectives.preference import PreferenceBatch, PreferenceObjective, preference_loss
 from rl.policies.base import Policy
 from rl.policies.lora import Adapters
@@ -28,7 +28,7 @@ class DiffusionDPOObjective(PreferenceObjective):
 
     splits = False
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
         if not isinstance(config.objective, DiffusionDPOSection):
             raise TypeError(f"DiffusionDPOObjective: expected its section, got {type(config.objective).__name__}")
@@ -40,7 +40,7 @@ class DiffusionDPOObjective(PreferenceObjective):
         coefficients = torch.tensor([0.5 * self._config.beta, -0.5 * self._config.beta], device=self.device)
         for _ in range(self._config.draws):
             for item, generator in zip(pairs, generators, strict=True):
-                condition = self.policy.condition(item.task.lr, item.task.scale, item.task.prompt)
+                condition = self.policy.condition_of(item.task)
                 for winner, loser, weight in zip(item.winners, item.losers, item.weights, strict=True):
                     z = self.policy.encode_hr(item.group.images[[winner, loser]]).float()
                     eps = torch.randn((1, *z.shape[1:]), generator=generator).expand(z.shape).to(self.device)

@@ -1,6 +1,7 @@
 """GDPO, the group direct preference objective of GDPO-SR (arXiv 2603.16769).
 
-    L = -log sigmoid( -omega/2 sum_i A_i d_i )           i over the G members of a group, d_i in rl.objectives.preference
+    L = -log sigmoid( -omega/2 sum_i A_i d_i )           i over the G members of a group, d_i in
+    rl.objectives.preference
 
 The published code has omega = 5000 with the factor 1/2, and sums over the group without dividing by G. At policy =
 reference inside is 0 and L = ln 2. With G = 2 the advantages are +-1/sqrt(2), so GDPO is Diffusion-DPO at
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rl.config.objective import GDPOSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.objectives.preference import PreferenceBatch, PreferenceObjective, preference_loss
 from rl.policies.base import Policy
 from rl.policies.lora import Adapters
@@ -34,7 +35,7 @@ def gdpo_loss(e_theta: Tensor, e_ref: Tensor, advantages: Tensor, omega: float) 
 class GDPOObjective(PreferenceObjective):
     """The loss above as the learner trains it."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
         if not isinstance(config.objective, GDPOSection):
             raise TypeError(f"GDPOObjective: expected a GDPOSection, got {type(config.objective).__name__}")
@@ -54,8 +55,7 @@ class GDPOObjective(PreferenceObjective):
                 )  # fmt: skip
 
     def _encoded(self, item: TrainGroup) -> tuple[object, Tensor, Tensor]:
-        task = item.task
         z = self.policy.encode_hr(np.asarray(item.group.images)).float()
         advantages = torch.from_numpy(np.array(item.advantages)).float().to(self.device)
-        condition = self.policy.condition(task.lr, task.scale, task.prompt)
+        condition = self.policy.condition_of(item.task)
         return condition, z, gdpo_coefficients(advantages, self._config.omega)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rl.config.objective import GRPOSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.flow.sde import SDEStep, StepMoments
 from rl.metrics import Key
 from rl.objectives.base import Loss, MicroBatch, Objective
@@ -131,10 +131,10 @@ class GRPOBatch(MicroBatch):
 
 
 class GRPOObjective(Objective[GRPOBatch]):
-    """The loss above as the learner trains it. The ratio is to the behaviour, whose likelihoods the group carries; the KL
-    is to the reference."""
+    """The loss above as the learner trains it. The ratio is to the behaviour, whose likelihoods the group carries;
+    the KL is to the reference."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
         if not isinstance(config.objective, GRPOSection):
             raise TypeError(f"GRPOObjective: expected a GRPOSection, got {type(config.objective).__name__}")
@@ -175,7 +175,7 @@ class GRPOObjective(Objective[GRPOBatch]):
         """`timesteps`: slot by slot, every group. `samples`: micro-batches of members in an order drawn for the batch,
         each with all its slots, also in an order of its own."""
         groups = [item for item in items if isinstance(item, TrainGroup)]
-        conditions = [self.policy.condition(g.task.lr, g.task.scale, g.task.prompt) for g in groups]
+        conditions = [self.policy.condition_of(g.task) for g in groups]
         for count, (at, part, slot) in enumerate(self._order(groups)):
             fresh = groups[at].group.policy_version == version and count < self.run_config.micro_batches_per_update
             yield self._batch(groups[at], conditions[at], part, slot, fresh=fresh)

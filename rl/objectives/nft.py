@@ -4,13 +4,14 @@
     x0+- = x_t - t v+-                            e+- = mean_pixels (x0+- - x0)^2 / sg( mean_pixels |x0+- - x0| )
     L = adv_clip_max / beta * E[ r e+ + (1 - r) e- ] + kl_weight * E[ (v_theta - v_ref)^2 ]
 
-A group that an older version sampled is judged by implicit policies around `anchor`: the newest old adapter, or the one
-that sampled it. The loss needs samples with rewards and a v_old, not that v_old drew them: with `newest` the gradient at
-v_theta = v_old is that of fresh groups with the weights r of older ones, with `behaviour` it points back to where the
-older version was (tests/benchmarks/RESULTS.md, 1).
+A group that an older version sampled is judged by implicit policies around `anchor`: the newest old adapter, or the
+one that sampled it. The loss needs samples with rewards and a v_old, not that v_old drew them: with `newest` the
+gradient at v_theta = v_old is that of fresh groups with the weights r of older ones, with `behaviour` it points back
+to where the older version was (tests/benchmarks/RESULTS.md, 1).
 
-A one-step policy has no noise levels: its x0 at its own noise is written as the velocity x_t - x0 at t = 1, which makes the
-loss the same function of x0. The authors call that case unsupported; it runs only where the recipe asks for it.
+A one-step policy has no noise levels: its x0 at its own noise is written as the velocity x_t - x0 at t = 1, which
+makes the loss the same function of x0. The authors call that case unsupported; it runs only where the recipe asks for
+it.
 
 Each of e+ and e- has its own normaliser, detached, at least 1e-5. The factor adv_clip_max / beta makes the gradient
 at v_theta = v_old proportional to 2 (2r - 1) adv_clip_max = 2A in the unclipped range, whatever beta is; there beta
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from rl.advantages import to_reward_weight
 from rl.config.objective import NFTSection
-from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.metrics import Key
 from rl.objectives.base import Loss, MicroBatch, Objective
 from rl.policies.base import Policy
@@ -126,7 +127,7 @@ class NFTBatch(MicroBatch):
 class NFTObjective(Objective[NFTBatch]):
     """The loss above as the learner trains it."""
 
-    def __init__(self, policy: Policy, adapters: Adapters, config: RunConfig) -> None:
+    def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
         if not isinstance(config.objective, NFTSection):
             raise TypeError(f"NFTObjective: expected an NFTSection, got {type(config.objective).__name__}")
@@ -174,9 +175,8 @@ class NFTObjective(Objective[NFTBatch]):
                     yield NFTBatch(item.task.ordinal, item.group.policy_version, share, condition, *on_device)
 
     def _prepare(self, item: TrainGroup) -> tuple[Any, Tensor, torch.Generator]:
-        task = item.task
-        condition = self.policy.condition(task.lr, task.scale, task.prompt)
-        generator = self.generator(task.ordinal)
+        condition = self.policy.condition_of(item.task)
+        generator = self.generator(item.task.ordinal)
         levels = self.policy.levels(self.run_config.sampler.steps_taken, condition)
         timesteps = trained_timesteps(levels, len(item.group.latents), self.run_config.slots, generator)
         return condition, timesteps, generator

@@ -1,4 +1,5 @@
-"""What preference losses on a group's errors share (GDPO, Diffusion-DPO): errors, their change, and a step in micro-batches.
+"""What preference losses on a group's errors share (GDPO, Diffusion-DPO): errors, their change, and a step in
+micro-batches.
 
     e_i(net) = mean_{C,H,W} (net(z_t) - target)^2        a scalar per sample; policy and reference share z_t and eps
     d_i      = e_i(theta) - e_i(ref)

@@ -1,6 +1,7 @@
 """Generators, one folder each: `section.py` has the recipe's keys and the facts, `policy.py` the model.
 
-Adding one: its folder, one line in `rl.config.policy.POLICIES`, a recipe, tests. One of a user's own lives in any module.
+Adding one: its folder, one line in `rl.config.policy.POLICIES`, a recipe, tests. One of a user's own lives in any
+module.
 """
 
 from typing import TYPE_CHECKING

@@ -1,10 +1,11 @@
-"""What the system needs of a generator. A policy extends `FlowPolicy` or `OneStepPolicy` and owns all that is its model's.
+"""What the system needs of a generator. A policy extends `FlowPolicy` or `OneStepPolicy` and owns all that is its
+model's.
 
 An objective asks for a noised state, a prediction and a target and knows no model:
 
-                 noised state                                target     clean, from a prediction p
-    flow         x_t = (1 - t) x0 + t eps                    eps - x0   x_t - t p              t in [0, 1]
-    DDPM         x_t = sqrt(abar_t) x0 + sqrt(1-abar_t) eps  eps        (x_t - sqrt(1-abar) p) / sqrt(abar)   t a timestep
+            noised state                                 target      clean, from a prediction p
+    flow    x_t = (1 - t) x0 + t eps                     eps - x0    x_t - t p                               t in [0, 1]
+    DDPM    x_t = sqrt(abar) x0 + sqrt(1 - abar) eps     eps         (x_t - sqrt(1 - abar) p) / sqrt(abar)   timesteps t
 
 Shapes: latents `[B, C, h, w]`, levels t `[B]`, one condition per run of B / len(conditions) members.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ from rl.config.rollout import SamplerSection
 from rl.flow.schedule import interpolated
 from rl.flow.sde import SDEStep
 from rl.flow.trajectory import draw, exact_attention, flow_trajectory, flow_transition, gaussian_trajectory, one_step
-from rl.types import U8, TrajectoryRecord
+from rl.types import U8, Enlargement, SRTask, TrajectoryRecord
 
 
 class Condition(Protocol):
@@ -61,9 +63,13 @@ class Policy(ABC):
         """Load the weights of a local folder."""
 
     @abstractmethod
-    def condition(self, lr: U8, scale: int, prompt: str = "") -> Any:
-        """LR `[3, h, w]` uint8 -> condition of the `scale` times larger output; a prompt is refused by `InputError` where
-        the policy has one cached embedding for all images."""
+    def condition(self, lr: U8, scale: int, prompt: str = "", *, enlargement: Enlargement = "bicubic") -> Any:
+        """LR `[3, h, w]` uint8 -> condition of the `scale` times larger output; a prompt is refused by `InputError`
+        where the policy has one cached embedding for all images."""
+
+    def condition_of(self, task: SRTask) -> Any:
+        """The condition of a task of the run's stream."""
+        return self.condition(task.lr, task.scale, task.prompt, enlargement=task.enlargement)
 
     @abstractmethod
     def latent_shape(self, condition: Any) -> tuple[int, int, int]:
@@ -218,6 +224,19 @@ def repeated(parts: Sequence[Tensor], size: int) -> Tensor:
     if not parts or size % len(parts):
         raise ValueError(f"a batch of {size} is not a multiple of {len(parts)} conditions")
     return torch.cat(list(parts)).repeat_interleave(size // len(parts), dim=0)
+
+
+def enlarged(lr: U8, scale: int, multiple: int, enlargement: Enlargement) -> Tensor:
+    """LR `[3, h, w]` uint8 -> RGB `[1, 3, scale h, scale w]` in [-1, 1].
+
+    Raises:
+        ValueError: a side of the output is not divisible by `multiple`.
+    """
+    size = (lr.shape[1] * scale, lr.shape[2] * scale)
+    if size[0] % multiple or size[1] % multiple:
+        raise ValueError(f"output sides must be divisible by {multiple}, got {size[1]}x{size[0]}")
+    pixels = from_uint8(torch.from_numpy(np.array(lr))[None])
+    return nn.functional.interpolate(pixels, size=size, mode=enlargement).clamp(-1, 1)
 
 
 def member_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Tensor:

@@ -62,11 +62,11 @@ class Adapters:
             self._add(name)
         first = self.parameters(names[0])
         if section.lora.init_from is not None:
-            self._load(first, section.lora.init_from)
+            self._load(first, section.lora.init_from, trained=True)
         for name in names[1:]:
             copy_adapter(first, self.parameters(name))
         if file is not None:
-            self._load(self.parameters(REFERENCE), file)
+            self._load(self.parameters(REFERENCE), file, trained=False)
             for parameter in self.parameters(REFERENCE).values():
                 parameter.requires_grad_(False)
         for layer in self._layers():
@@ -90,17 +90,33 @@ class Adapters:
         for parameter in self.parameters(name).values():
             # PEFT gives an adapter the base's dtype; AdamW's small steps vanish in bfloat16
             parameter.data = parameter.data.float()
+        for layer in self._layers():
+            layer.lora_A[name].register_forward_pre_hook(_contiguous)
 
-    def _load(self, parameters: Mapping[str, nn.Parameter], file: str) -> None:
+    @torch.no_grad()
+    def _load(self, parameters: Mapping[str, nn.Parameter], file: str, *, trained: bool) -> None:
+        """Give an adapter the effect of a file. What the file leaves open, layers and ranks, has no effect: B is
+        zero. A is then the initial one where it will be trained, else zero too, so that every process has the same
+        digest."""
         lora = self._section.lora
+        initial = {name: parameter.detach().cpu().numpy() for name, parameter in parameters.items()}
         with _blaming(file):
-            adapter = read_adapter(Path(file), modules=self.module_names())
-            arrays = rescaled(adapter, rank=lora.rank, alpha=lora.alpha)
-            load_into(parameters, {name: torch.tensor(array) for name, array in arrays.items()}, source="its tensors")
+            adapter = read_adapter(Path(file), modules=self._layer_names())
+            arrays = rescaled(adapter, lora.rank, lora.alpha, initial)
+            if not trained:
+                arrays = rescaled(adapter, lora.rank, lora.alpha)
+                initial = {name: np.zeros_like(array) for name, array in initial.items()}
+            values = {name: torch.tensor(array) for name, array in {**initial, **arrays}.items()}
+            load_into(parameters, values, source="its tensors")
 
-    def module_names(self) -> list[str]:
-        """Every layer that carries an adapter, `<component>.<module>`."""
-        return [f"{component}.{name}" for component, names in self._targets.items() for name in names]
+    def _layer_names(self) -> list[str]:
+        """Every Linear and Conv2d layer of the base, `<component>.<module>`, by which a file's names are told."""
+        return [
+            f"{component}.{name.replace('.base_layer', '')}"
+            for component, module in self._modules.items()
+            for name, layer in module.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name
+        ]
 
     def _layers(self) -> list[BaseTunerLayer]:
         return [layer for module in self._modules.values() for layer in _layers(module)]
@@ -152,6 +168,12 @@ def active(module: nn.Module, name: str | None) -> Iterator[None]:
     finally:
         for layer, (was, disabled) in zip(layers, before, strict=True):
             layer._active_adapter, layer._disable_adapters = was, disabled
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """torch multiplies an input that is not contiguous in another order where the weight requires a gradient: a trained
+    and a frozen adapter of the same values, a learner's and a worker's, would differ in the last bit."""
+    return tuple(x.contiguous() for x in inputs)
 
 
 def _layers(module: nn.Module) -> list[BaseTunerLayer]:

@@ -19,8 +19,8 @@ _ENABLED = {
 def enable_recomputation(backbone: Any) -> None:
     """Recompute the activations of every block of a diffusers model in the backward pass.
 
-    Backward recomputes a block outside of the context that chose its attention kernel (`rl.flow.trajectory.exact_attention`);
-    another kernel saves other tensors, which torch refuses.
+    Backward recomputes a block outside of the context that chose its attention kernel
+    (`rl.flow.trajectory.exact_attention`); another kernel saves other tensors, which torch refuses.
     """
     backbone.enable_gradient_checkpointing(_checkpoint)
 

@@ -17,6 +17,7 @@ from rl.config.load import apply_override, validate
 from rl.config.policy import POLICY_UNION, PolicySection
 from rl.config.rollout import AnySampler, SamplerSection
 from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 from rl.errors import InputError, MissingInput
 from rl.policies.lora_file import LORA_FILE
 from rl.policies.stored import stored_dtype
@@ -60,11 +61,12 @@ class _Sampling(Section):
     sampler: AnySampler
 
 
-def recorded(config: RunConfig) -> dict[str, object]:
+def recorded(config: TrainingSection) -> dict[str, object]:
     """What an exported adapter's header says under `restore`: how the run's own evaluation restored."""
     policy = config.policy.model_dump(mode="json", exclude={"device", *TRAINED_WITH})
     sampler = config.eval_sampler.model_dump(mode="json")
-    return {"policy": policy, "sampler": sampler, "scale": config.data.scale, "tile_px": config.data.crop}
+    sizes = {"scale": config.data.scale, "tile_px": config.data.crop} if isinstance(config, RunConfig) else {}
+    return {"policy": policy, "sampler": sampler, **sizes}
 
 
 def settings(options: Options) -> Settings:

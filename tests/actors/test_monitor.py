@@ -69,11 +69,6 @@ def test_silent_where_progress_is_off(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == ""
 
 
-def test_samples_are_due_every_so_many_steps(tmp_path: Path) -> None:
-    due = monitor(tmp_path, progress=False, sample_every=5)
-    assert [step for step in range(1, 12) if due.samples_due(step)] == [5, 10]
-
-
 def test_offline_wandb_writes_a_run_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     image = np.zeros((3, 8, 8), np.uint8)
@@ -96,7 +91,7 @@ def test_offline_wandb_writes_a_run_without_network(tmp_path: Path, monkeypatch:
 
 def test_neither_ray_nor_torch_nor_wandb_is_imported() -> None:
     code = (
-        "import sys, actors.monitor, rl.evaluation.report, rl.evaluation.separability;"
+        "import sys, actors.monitor, rl.evaluation.report;"
         "print([name for name in ('ray', 'torch', 'wandb', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

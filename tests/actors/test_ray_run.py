@@ -188,13 +188,13 @@ def test_a_tagger_writes_the_prompts_of_training_and_evaluation(tmp_path: Path, 
 def untrained_images(run: Path, prompt: str) -> dict[str, NDArray[np.int_]]:
     """What the policy without an adapter makes of the run's held-out crops, by LR id."""
     import torch
+    from rl.sampling import draw
 
     from actors.evaluate import eval_seeds
     from rl.config.load import load_config
     from rl.data.source import TaskSource
     from rl.policies import load_policy
     from rl.policies.base import member_noise, to_uint8
-    from rl.sampling import draw
 
     config = load_config(run / "config.yaml")
     assert config.eval.data is not None

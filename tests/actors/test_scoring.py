@@ -14,7 +14,7 @@ from actors.deadline import DeadlineError
 from actors.pool import GroupFailed, groups_at_fault
 from actors.scoring import RewardPool, score_group
 from rewards.base import RewardError
-from rl.config.reward import RewardConfig
+from rewards.sections import PyiqaSection
 from rl.types import RewardColumn, RewardTable
 
 Score = Callable[[list[int]], list[RewardColumn]]
@@ -45,7 +45,7 @@ def column(ordinal: int, name: str = "mine") -> RewardColumn:
 
 def run(score: Score, ordinals: list[int], **config: Any) -> list[RewardColumn | BaseException]:
     async def everything() -> list[RewardColumn | BaseException]:
-        reward = RewardConfig.model_validate({"name": "mine", "type": "pyiqa", "batch_groups": 4, **config})
+        reward = PyiqaSection.model_validate({"name": "mine", "type": "pyiqa", "batch_groups": 4, **config})
         pool = RewardPool(reward, [server(score)])
         calls: list[Awaitable[RewardColumn]] = [pool.score(ordinal, ordinal, ordinal) for ordinal in ordinals]
         results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
@@ -121,7 +121,7 @@ def test_an_answer_that_does_not_come_is_a_failed_attempt() -> None:
             await asyncio.sleep(60)
             return []
 
-        config = RewardConfig.model_validate({"name": "mine", "type": "pyiqa", "deadline_s": 0.02, "retries": 1})
+        config = PyiqaSection.model_validate({"name": "mine", "type": "pyiqa", "deadline_s": 0.02, "retries": 1})
         pool = RewardPool(config, [SimpleNamespace(score=SimpleNamespace(remote=call))])
         (result,) = await asyncio.gather(pool.score(5, 5, 5), return_exceptions=True)
         pool.close()
@@ -133,7 +133,7 @@ def test_an_answer_that_does_not_come_is_a_failed_attempt() -> None:
 def test_columns_become_a_table() -> None:
     async def scenario() -> RewardTable:
         names = ("a", "b")
-        configs = [RewardConfig.model_validate({"name": name, "type": "pyiqa"}) for name in names]
+        configs = [PyiqaSection.model_validate({"name": name, "type": "pyiqa"}) for name in names]
         pools = [
             RewardPool(config, [server(lambda ordinals, name=config.name: [column(o, name) for o in ordinals])])
             for config in configs

@@ -16,9 +16,9 @@ from actors.ledger import Ledger
 from actors.pool import GroupFailed
 from actors.scoring import RewardPool
 from actors.tagging import TaggerPool, tagger_pools
-from rewards.tagger import TaggerServer
+from rewards.taggers.sections import PythonTaggerSection
+from rewards.taggers.server import TaggerServer
 from rl.config.run import RunConfig
-from rl.config.tagger import TaggerConfig
 from rl.data.source import TaskSource
 from rl.types import ImageTags, RewardColumn, RolloutReceipt, SRTask, TagRequest, image_digest
 
@@ -49,8 +49,8 @@ def task(ordinal: int, hr: bool = True) -> SRTask:
     return SRTask(ordinal, f"i{ordinal}", lr, np.full((3, 32, 32), 100 + ordinal, np.uint8) if hr else None, 4, 0)
 
 
-def settings(**fields: Any) -> TaggerConfig:
-    return TaggerConfig.model_validate({"type": "python", "file": "x.py", "batch_images": 4, **fields})
+def settings(**fields: Any) -> PythonTaggerSection:
+    return PythonTaggerSection.model_validate({"type": "python", "file": "x.py", "batch_images": 4, **fields})
 
 
 def prompts(tag: Tag, tasks: list[SRTask], suffix: str = "8k", **fields: Any) -> list[tuple[SRTask, float] | Exception]:
@@ -158,7 +158,7 @@ def sampling(monkeypatch: pytest.MonkeyPatch, naosd_config: Callable[..., Any]) 
             sampled.append(task)
             return RolloutReceipt(task.ordinal, 0, "d", 4, 0.5)
 
-        rollout = SimpleNamespace(remote=lambda task, *_: (receipt(task), task.ordinal))
+        rollout = SimpleNamespace(remote=lambda task, *_, **__: (receipt(task), task.ordinal))
         worker = SimpleNamespace(rollout=SimpleNamespace(options=lambda **_: rollout))
         columns = remote(lambda count, task, group: [RewardColumn(task.ordinal, "lr_consistency", np.ones(4), 0.1)])
         rewards = [RewardPool(config.rewards[0], [SimpleNamespace(score=columns)])]

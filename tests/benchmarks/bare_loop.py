@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from learner.objectives import build_objective
+from rl.batch_advantages import batch_advantages
+from rl.sampling import draw
 
 from learner.engine import build_optimizer
-from learner.objectives import build_objective
 from rewards.server import RewardServer
-from rl.batch_advantages import batch_advantages
 from rl.config.load import load_config
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
@@ -24,7 +25,6 @@ from rl.objectives.nft import ema_decay
 from rl.policies import load_policy
 from rl.policies.base import member_noise, to_uint8
 from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters, using
-from rl.sampling import draw
 from rl.seeding import derive_seed, member_seeds
 from rl.types import F64, RolloutGroup, SRTask, TrainGroup
 

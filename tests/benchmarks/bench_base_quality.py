@@ -11,11 +11,11 @@ import json
 from pathlib import Path
 
 import torch
+from rl.perceptual import Lpips
 
 from learner.pretraining.report import held_out_crops, score
 from rl.config.policy import PolicyConfig
 from rl.config.pretrain import load_pretrain_config
-from rl.perceptual import Lpips
 from rl.policies import load_policy
 
 ROOT = Path(__file__).resolve().parents[2]

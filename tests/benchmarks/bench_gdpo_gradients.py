@@ -22,8 +22,8 @@ import torch
 from bench_gdpo_curves import FIDELITY, ONE_CROP_DRAWS
 from bench_gdpo_tables import NAMES, SEEDS, Judged, judge, recipe, table
 from gdpo_loop import Adapter, GDPOLoop, Judge
-
 from rl.batch_advantages import batch_advantages
+
 from rl.seeding import member_seeds
 from rl.types import F64, SRTask, TrainGroup
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from gdpo_loop import GDPOLoop, Judge
 from PIL import Image
+from rl.perceptual import Lpips
 from safetensors.torch import load_file, save_file
 from scipy.stats import t as student_t
 
@@ -31,7 +32,6 @@ from rl.config.reward import RewardConfig
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.bootstrap import Interval
-from rl.perceptual import Lpips
 from rl.types import F64, SRTask
 
 matplotlib.use("Agg")

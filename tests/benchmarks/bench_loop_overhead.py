@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import ray
+from actors.learner_worker import Published
+from actors.reward_server import RewardActor
 
 from actors.controller import Controller
 from actors.launch import Cluster, start_ray
-from actors.learner_worker import Published
 from actors.monitor import Monitor
-from actors.reward_server import RewardActor
 from rl.config.load import validate
 from rl.config.run import RunConfig
 from rl.metrics import Key

@@ -72,9 +72,9 @@ def one(kind: str, *, copies: bool) -> None:
     """Print the peak in MiB and the parameters of the backbone in millions."""
     import numpy as np
     import torch
+    from learner.objectives import build_objective
 
     from learner.engine import build_optimizer
-    from learner.objectives import build_objective
     from rl.config.load import load_config
     from rl.data.source import TaskSource
     from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from rl.attributes import attribute_shares
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rl.attributes import attribute_shares
 from rl.data.photos import load_photos
 from rl.policies.base import member_noise, to_uint8
 from rl.policies.naosd.policy import NAOSD

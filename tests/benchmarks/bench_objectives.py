@@ -49,9 +49,9 @@ def make_naosd(folder: Path) -> None:
 def bare_loop(policy: Any, config: Any) -> Callable[[list[Any]], float]:
     """A function that trains one batch with plain AdamW and returns its seconds."""
     import torch
+    from learner.objectives import build_objective
 
     from learner.engine import build_optimizer
-    from learner.objectives import build_objective
     from rl.policies.lora import POLICY, adapter_parameters
 
     objective, theta = build_objective(policy, config), adapter_parameters(policy.backbone, POLICY)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from rl.perceptual import Lpips
 
 from learner.pretraining.near_identity import start_near_identity
 from learner.pretraining.report import held_out_crops, psnr_y
@@ -18,7 +19,6 @@ from learner.pretraining.stable_diffusion import build_vae
 from learner.pretraining.supervised import to_tensor, train_vae
 from rl.config.pretrain import load_pretrain_config
 from rl.data.crops import CropSource
-from rl.perceptual import Lpips
 
 ROOT = Path(__file__).resolve().parents[2]
 NORM_GROUPS = {"diffusers": 8, "near_identity": 1}

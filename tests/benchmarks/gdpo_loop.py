@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from bare_loop import BareLoop, StepTimes
+from rl.perceptual import Lpips
 
 from rl.config.policy import PolicyConfig
 from rl.config.run import RunConfig
-from rl.perceptual import Lpips
 from rl.policies import load_policy
 from rl.policies.base import OneStepPolicy, from_uint8, member_noise, to_uint8
 from rl.policies.lora import OLD, adapter_parameters, add_adapters, take_snapshot, using

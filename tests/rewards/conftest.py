@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rewards.base import RewardInput
-from rl.config.reward import RewardConfig
+from rewards.sections import PyiqaSection
 from rl.types import U8
 
 
@@ -48,9 +48,9 @@ def group(crop: Callable[..., U8]) -> Callable[..., RewardInput]:
 
 
 @pytest.fixture(scope="session")
-def pyiqa_config() -> Callable[..., RewardConfig]:
-    def make(metric: str, **options: Any) -> RewardConfig:
-        return RewardConfig(name=metric, type="pyiqa", options=options)
+def pyiqa_config() -> Callable[..., PyiqaSection]:
+    def make(metric: str, **options: Any) -> PyiqaSection:
+        return PyiqaSection(name=metric, options=options)
 
     return make
 

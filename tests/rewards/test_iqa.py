@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rewards.base import RewardError, RewardInput
-from rewards.iqa import IqaReward
-from rl.config.reward import RewardConfig
+from rewards.iqa.reward import IqaReward
+from rewards.sections import PyiqaSection
 from rl.types import U8
 
 FULL_REFERENCE = {
@@ -52,7 +52,7 @@ def test_lpips_squeeze_equals_the_training_loss(
 ) -> None:
     import torch
 
-    from rl.perceptual import Lpips
+    from rl.objectives.lpips import Lpips
 
     one: RewardInput = group(64)
     assert one.hr is not None
@@ -122,7 +122,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Any]],
 
         metric = FakeMetric(f)
         monkeypatch.setattr(pyiqa, "create_metric", lambda *a, **k: metric)
-        return IqaReward(RewardConfig(name="fake", type="pyiqa", metric=name)), metric
+        return IqaReward(PyiqaSection(name="fake", metric=name)), metric
 
     return make
 
@@ -183,7 +183,7 @@ def test_failures_carry_the_cause(fake: Make, group: Make) -> None:
 
 
 def test_missing_weights_are_a_reward_error(pyiqa_config: Make, tmp_path: Path) -> None:
-    with pytest.raises(RewardError, match="'niqe'.*building"):
+    with pytest.raises(RewardError, match="reward 'niqe': weights could not be loaded .*absent.mat is not at"):
         IqaReward(pyiqa_config("niqe", pretrained_model_path=str(tmp_path / "absent.mat")))
 
 

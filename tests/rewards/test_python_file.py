@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rewards import RewardError, build_reward
-from rl.config.reward import RewardConfig
+from rewards.sections import PythonRewardSection
 
 Make = Callable[..., Any]
 
@@ -18,7 +18,7 @@ def user(tmp_path: Path) -> Make:
     def make(code: str) -> Any:
         path = tmp_path / "mine.py"
         path.write_text(code)
-        return build_reward(RewardConfig(name="mine", type="python", file=str(path)))
+        return build_reward(PythonRewardSection(name="mine", file=str(path)))
 
     return make
 
@@ -59,7 +59,7 @@ def test_load_errors(user: Make, tmp_path: Path, group: Make) -> None:
     with pytest.raises(RewardError, match="importing.*ModuleNotFoundError"):
         user("import no_such_module_anywhere\n")
     with pytest.raises(RewardError, match="does not exist"):
-        build_reward(RewardConfig(name="mine", type="python", file=str(tmp_path / "absent.py")))
+        build_reward(PythonRewardSection(name="mine", file=str(tmp_path / "absent.py")))
     one = group(32)
     with pytest.raises(RewardError, match="NEEDS_HR"):
         user("NEEDS_HR = True\ndef score(images, lr, hr, scale): return [0] * 3\n").score(one.images, one.lr, None, 4)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rewards import RewardError
+from rewards.sections import LrConsistencySection, PyiqaSection, PythonRewardSection
 from rewards.server import RewardServer
-from rl.config.reward import RewardConfig
 from rl.types import RolloutGroup, SRTask
 
 Make = Callable[..., Any]
@@ -34,7 +34,7 @@ def score(server: RewardServer, pairs: list[tuple[SRTask, RolloutGroup]]) -> lis
 
 @pytest.mark.parametrize("batch_groups", [1, 2, 8])
 def test_batching_changes_nothing(pair: Make, batch_groups: int) -> None:
-    config = RewardConfig(name="q", type="pyiqa", metric="psnr", batch_groups=batch_groups)
+    config = PyiqaSection(name="q", metric="psnr", batch_groups=batch_groups)
     pairs = [pair(0, 32), pair(1, 48), pair(2, 32, 2), pair(3, 48), pair(4, 32)]
     columns = score(RewardServer(config), pairs)
     assert [column.ordinal for column in columns] == [0, 1, 2, 3, 4]
@@ -47,7 +47,7 @@ def test_batching_changes_nothing(pair: Make, batch_groups: int) -> None:
 
 
 def test_batches_hold_equal_sizes_only(pair: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = RewardServer(RewardConfig(name="c", type="lr_consistency", batch_groups=2))
+    server = RewardServer(LrConsistencySection(name="c", batch_groups=2))
     seen: list[list[int]] = []
     original = server.reward.score_groups
     monkeypatch.setattr(
@@ -61,7 +61,7 @@ def test_a_failure_names_its_ordinals(pair: Make, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     value = "float('nan') if len(images) == 2 else 0.0"
     path.write_text(f"def score(images, lr, hr, scale): return [{value}] * len(images)")
-    server = RewardServer(RewardConfig(name="mine", type="python", file=str(path), batch_groups=4))
+    server = RewardServer(PythonRewardSection(name="mine", file=str(path), batch_groups=4))
     with pytest.raises(RewardError, match=r"'mine' \(groups \[7\]\)") as caught:
         score(server, [pair(5), pair(7, 32, 2), pair(9)])
     assert caught.value.ordinals == (7,) and caught.value.groups == (1,)
@@ -70,7 +70,7 @@ def test_a_failure_names_its_ordinals(pair: Make, tmp_path: Path) -> None:
 
 
 def test_groups_that_do_not_fit_their_task_are_refused(pair: Make) -> None:
-    server = RewardServer(RewardConfig(name="c", type="lr_consistency"))
+    server = RewardServer(LrConsistencySection(name="c"))
     task, group = pair(0)
     with pytest.raises(ValueError, match="group of task 0, got the group of task 1"):
         server.score([task], [pair(1)[1]])

@@ -5,7 +5,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +13,11 @@ from PIL import Image
 
 from rewards import check_tagger
 from rewards.base import TaggerError
-from rewards.tagger import TAGGERS, TaggerServer
-from rl.config.tagger import TaggerConfig
+from rewards.taggers.sections import ClipTaggerSection, PythonTaggerSection
+from rewards.taggers.server import TaggerServer
 from rl.types import U8, TagRequest, image_digest
 
+Make = Callable[..., ClipTaggerSection]
 TAGS = ("a tree", "sky", "water", "a red wall", "stone", "fur", "moon", "a face")
 
 
@@ -40,28 +41,24 @@ def user(tmp_path: Path) -> Callable[..., TaggerServer]:
     def make(code: str) -> TaggerServer:
         path = tmp_path / "tags.py"
         path.write_text(code)
-        return TaggerServer("data", TaggerConfig(type="python", file=str(path)))
+        return TaggerServer("data", PythonTaggerSection(file=str(path)))
 
     return make
 
 
 @pytest.fixture
-def clip(tiny_clip_folder: Path, tmp_path: Path) -> Callable[..., TaggerConfig]:
+def clip(tiny_clip_folder: Path, tmp_path: Path) -> Make:
     path = tmp_path / "tags.txt"
     path.write_text("\n".join(["", *TAGS, " "]))
 
-    def make(**fields: Any) -> TaggerConfig:
-        return TaggerConfig.model_validate({"type": "clip", "path": str(tiny_clip_folder), "tags": str(path), **fields})
+    def make(**fields: Any) -> ClipTaggerSection:
+        return ClipTaggerSection.model_validate({"path": str(tiny_clip_folder), "tags": str(path), **fields})
 
     return make
 
 
 def requests(images: list[U8], first: int = 0) -> list[TagRequest]:
     return [TagRequest(first + k, image) for k, image in enumerate(images)]
-
-
-def test_the_registry_covers_the_config() -> None:
-    assert set(TAGGERS) == set(get_args(TaggerConfig.model_fields["type"].annotation))
 
 
 def test_a_user_file_sees_the_images_and_its_texts_carry_their_digests(
@@ -138,7 +135,7 @@ def test_load_errors(user: Callable[..., TaggerServer], tmp_path: Path) -> None:
     with pytest.raises(TaggerError, match="tagger 'data': importing.*ModuleNotFoundError"):
         user("import no_such_module_anywhere\n")
     with pytest.raises(TaggerError, match="does not exist"):
-        TaggerServer("data", TaggerConfig(type="python", file=str(tmp_path / "absent.py")))
+        TaggerServer("data", PythonTaggerSection(file=str(tmp_path / "absent.py")))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8), (3, 0, 8)])
@@ -151,13 +148,13 @@ def test_what_is_no_image_is_refused(user: Callable[..., TaggerServer], shape: t
 
 
 def test_clip_probabilities_are_those_of_transformers_own_forward(
-    clip: Callable[..., TaggerConfig], tiny_clip_folder: Path, images: list[U8]
+    clip: Make, tiny_clip_folder: Path, images: list[U8]
 ) -> None:
     """Image by image through the library's own processor and forward; ours embeds the tags once."""
     import torch
     from transformers import CLIPModel, CLIPProcessor
 
-    from rewards.clip_tagger import ClipTagger
+    from rewards.taggers.clip import ClipTagger
 
     model, processor = CLIPModel.from_pretrained(tiny_clip_folder), CLIPProcessor.from_pretrained(tiny_clip_folder)
     texts = [f"a photo of {tag}" for tag in TAGS]
@@ -176,9 +173,9 @@ def test_clip_probabilities_are_those_of_transformers_own_forward(
     assert tagger.tag(images[::-1]) == chosen[::-1]
 
 
-def test_the_threshold_cuts_the_tail_and_never_the_head(clip: Callable[..., TaggerConfig], images: list[U8]) -> None:
+def test_the_threshold_cuts_the_tail_and_never_the_head(clip: Make, images: list[U8]) -> None:
     """Every kept tag but the first reaches the threshold, every other one of the best top_k is under it."""
-    from rewards.clip_tagger import ClipTagger
+    from rewards.taggers.clip import ClipTagger
 
     threshold = 0.15
     tagger = ClipTagger("data", clip(top_k=5, threshold=threshold))
@@ -194,23 +191,23 @@ def test_the_threshold_cuts_the_tail_and_never_the_head(clip: Callable[..., Tagg
     assert all(text in TAGS for text in only)
 
 
-def test_the_template_reaches_the_text_encoder(clip: Callable[..., TaggerConfig], images: list[U8]) -> None:
-    from rewards.clip_tagger import ClipTagger
+def test_the_template_reaches_the_text_encoder(clip: Make, images: list[U8]) -> None:
+    from rewards.taggers.clip import ClipTagger
 
     one, other = (ClipTagger("data", clip(template=t)).probabilities(images) for t in ("{}", "no {} at all"))
     assert float((one - other).abs().max()) > 0.01
 
 
-def test_a_tag_that_the_text_encoder_would_cut_is_refused(clip: Callable[..., TaggerConfig], tmp_path: Path) -> None:
+def test_a_tag_that_the_text_encoder_would_cut_is_refused(clip: Make, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("sky\nan endlessly long tag\n")
     with pytest.raises(TaggerError, match="at most 24 tokens a tag, got .* of 'a photo of an endlessly long tag'"):
         TaggerServer("data", clip(tags=str(tmp_path / "long.txt")))
 
 
-def test_check_accepts_what_works(clip: Callable[..., TaggerConfig], tmp_path: Path) -> None:
+def test_check_accepts_what_works(clip: Make, tmp_path: Path) -> None:
     check_tagger("data", clip())
     (tmp_path / "mine.py").write_text("raise SystemExit\ndef tag(images, size=384): pass\n")
-    check_tagger("data", TaggerConfig(type="python", file=str(tmp_path / "mine.py")))
+    check_tagger("data", PythonTaggerSection(file=str(tmp_path / "mine.py")))
 
 
 @pytest.mark.parametrize(
@@ -227,14 +224,14 @@ def test_check_refuses_user_files(tmp_path: Path, code: str | None, message: str
     if code is not None:
         path.write_text(code)
     with pytest.raises(ValueError, match=message):
-        check_tagger("eval.data", TaggerConfig(type="python", file=str(path)))
+        check_tagger("eval.data", PythonTaggerSection(file=str(path)))
 
 
-def test_check_refuses_what_is_no_clip_folder(clip: Callable[..., TaggerConfig], tmp_path: Path) -> None:
+def test_check_refuses_what_is_no_clip_folder(clip: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.tagger: path: .*nowhere lacks config.json, processor_config.json or"):
         check_tagger("data", clip(path=str(tmp_path / "nowhere")))
     folder = tmp_path / "other"
-    shutil.copytree(clip().path or "", folder)
+    shutil.copytree(clip().path, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "siglip"}))
     with pytest.raises(ValueError, match="expected model_type 'clip' in .*, got 'siglip'"):
         check_tagger("data", clip(path=str(folder)))
@@ -248,9 +245,7 @@ def test_check_refuses_what_is_no_clip_folder(clip: Callable[..., TaggerConfig],
         ("sky\nsea\n sky \n", r"expected each tag once in .*list.txt, found more of \['sky'\]"),
     ],
 )
-def test_check_refuses_tag_lists(
-    clip: Callable[..., TaggerConfig], tmp_path: Path, text: str | None, message: str
-) -> None:
+def test_check_refuses_tag_lists(clip: Make, tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "list.txt"
     if text is not None:
         path.write_text(text)

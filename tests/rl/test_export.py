@@ -1,6 +1,8 @@
 """The exported file is what diffusers loads: same velocity, same scale, readable header."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,13 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2Pipeline
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from rl.config.run import RunConfig
 from rl.export import LORA_FILE, export_lora, read_lora_header
 from rl.policies import load_policy
-from rl.policies.lora import POLICY, adapter_parameters, add_adapters, attach_file, installed_digest, take_snapshot
+from rl.policies.lora import POLICY, adapter_parameters, add_adapters, attach_file, take_snapshot
 from rl.types import LoraSnapshot
 
 RANK, ALPHA = 4, 6
@@ -59,7 +61,7 @@ def trained(config: RunConfig) -> tuple[Tensor, LoraSnapshot]:
 def test_diffusers_loads_the_file_with_the_same_effect(
     config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path
 ) -> None:
-    """`transformer.load_lora_adapter` reads rank and alpha (scale 1.5) from the header; velocities agree to 1e-6."""
+    """`transformer.load_lora_adapter`, trained at a scale of 1.5: velocities agree to 1e-6."""
     expected, snapshot = trained
     export_lora(tmp_path, snapshot, config, step=1, rewards=[])
     other = load_policy(config.policy)
@@ -85,23 +87,38 @@ def test_flux2_pipeline_loads_the_folder(
 
 @pytest.mark.parametrize("config", TARGETS, indirect=True)
 def test_attach_file_needs_no_config(config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path) -> None:
-    """Rank, alpha and modules come from the header: same bits, same velocity, same digest."""
+    """Rank, alpha and modules come from the header."""
     expected, snapshot = trained
     file = export_lora(tmp_path, snapshot, config, step=1, rewards=[])
     other = load_policy(config.policy)
     attach_file(other.backbone, file)
-    assert torch.equal(velocity(other), expected)
-    assert installed_digest(adapter_parameters(other.backbone, POLICY)) == snapshot.digest
+    torch.testing.assert_close(velocity(other), expected, rtol=0, atol=1e-6)
+
+
+def test_the_scale_is_in_the_weights(config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path) -> None:
+    """Tools that read no alpha apply s = 1: B in the file is alpha / rank = 1.5 times the trained B, A is the same."""
+    _, snapshot = trained
+    written = load_file(export_lora(tmp_path, snapshot, config, step=1, rewards=[]))
+    assert set(written) == set(snapshot.tensors)
+    for name, value in snapshot.tensors.items():
+        np.testing.assert_array_equal(written[name], value * np.float32(ALPHA / RANK if "lora_B" in name else 1))
 
 
 def test_header_round_trip(config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path) -> None:
+    """alpha = rank, since the scale is folded; what it was trained with stands beside the run's facts."""
     _, snapshot = trained
     header = read_lora_header(export_lora(tmp_path, snapshot, config, step=40, rewards=[]))
-    assert (header["adapter"]["r"], header["adapter"]["lora_alpha"]) == (RANK, ALPHA)
+    assert (header["adapter"]["r"], header["adapter"]["lora_alpha"]) == (RANK, RANK)
     modules = {name.removeprefix("transformer.").rsplit(".lora_", 1)[0] for name in snapshot.tensors}
     assert header["adapter"]["target_modules"] == sorted(modules)
     facts = header["isrl"]
     assert (facts["run"], facts["step"], facts["digest"]) == ("night run", 40, snapshot.digest)
+    assert (facts["rank"], facts["alpha"]) == (RANK, ALPHA)
+
+
+def test_the_driver_writes_without_torch() -> None:
+    code = "import sys, rl.export; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_card_names_what_was_trained(config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path) -> None:

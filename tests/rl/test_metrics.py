@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rl import jsonl
-from rl.advantages import decoupled, to_reward_weight
+from rl.advantages import decoupled, to_reward_weight, weights_and_scales
+from rl.config.offline import ScoreSection
 from rl.metrics import Key, Metrics, batch_values, describe, names_of, read_metrics
 
 
@@ -98,10 +99,10 @@ def test_batch_values_by_hand() -> None:
     # reward a, scale 10: groups (0 20) and (10 10) -> scaled 0 2 | 1 1: mean 1, biased std sqrt(2/4) = 0.70711,
     # unbiased group std sqrt(2) and 0 -> mean 0.70711; one of two groups without variance
     scores = np.array([[[0.0], [20.0]], [[10.0], [10.0]]])
-    weights, scales = np.ones(1), np.full(1, 10.0)
-    batch = decoupled(scores, weights, scales, 1e-3, 0.0)
+    rewards = [ScoreSection(name="a", scale=10.0)]
+    batch = decoupled(scores, *weights_and_scales(rewards), 1e-3, 0.0)
     # z = -0.70711 0.70711 | 0 0, std_batch sqrt(1/3) -> advantages -+1.22474; r = 0.5 -+ 0.122474 and 0.5 twice
-    values = batch_values(("a",), scores, scales, batch, to_reward_weight(batch.advantages, 5.0))
+    values = batch_values(rewards, scores, batch, to_reward_weight(batch.advantages, 5.0))
     assert values["reward/a/mean"] == pytest.approx(1.0)
     assert values["reward/a/std"] == pytest.approx(0.7071068)
     assert values["reward/a/group_std"] == pytest.approx(0.7071068)
@@ -110,3 +111,4 @@ def test_batch_values_by_hand() -> None:
     assert values["advantage/abs_max"] == pytest.approx(1.2247449)
     assert values["advantage/r_histogram"] == [0, 0, 0, 1, 0, 2, 1, 0, 0, 0]
     assert Metrics(1, 0.0, values).values is values
+    assert values.keys() - batch_values(rewards, scores, batch, None).keys() == {"advantage/r_histogram"}

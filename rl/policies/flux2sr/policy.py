@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from rl.errors import InputError
 from rl.flow.schedule import flow_sigmas
-from rl.policies.base import FlowPolicy, LatentCondition, from_uint8, repeated
+from rl.policies.base import FlowPolicy, LatentCondition, enlarged, from_uint8, repeated
 from rl.policies.flux2sr.mini_vae import MiniVAE, running_statistics
 from rl.policies.flux2sr.section import Flux2SRSection
 from rl.policies.recompute import enable_recomputation
-from rl.types import U8
+from rl.types import U8, Enlargement
 
 VAE_CLASSES: dict[str, type[MiniVAE] | type[AutoencoderKLFlux2]] = {
     "MiniVAE": MiniVAE,
@@ -99,16 +99,13 @@ class Flux2SR(FlowPolicy):
         return cls(transformer.to(section.device), vae.to(section.device), prompts["prompt_embeds"], section)
 
     @torch.no_grad()
-    def condition(self, lr: U8, scale: int, prompt: str = "") -> LatentCondition:
+    def condition(
+        self, lr: U8, scale: int, prompt: str = "", *, enlargement: Enlargement = "bicubic"
+    ) -> LatentCondition:
         if prompt:
             raise InputError(f"prompt: got '{prompt}', but flux2sr has one cached embedding for all images")
-        height, width = lr.shape[1] * scale, lr.shape[2] * scale
-        multiple = self.section.size_multiple
-        if height % multiple or width % multiple:
-            raise ValueError(f"flux2sr: output sides must be divisible by {multiple}, got {width}x{height}")
-        pixels = from_uint8(torch.from_numpy(np.array(lr))[None]).to(self.device, self.dtype)
-        enlarged = nn.functional.interpolate(pixels, size=(height, width), mode="bicubic").clamp(-1, 1)
-        return LatentCondition(self._normalised_latents(enlarged))
+        large = enlarged(lr, scale, self.section.size_multiple, enlargement).to(self.device, self.dtype)
+        return LatentCondition(self._normalised_latents(large))
 
     @torch.no_grad()
     def encode_hr(self, hr: U8) -> Tensor:

@@ -62,13 +62,14 @@ class Flux2SRSection(PolicySection):
     shift: Shift = "flux2"
     """exp(mu) of the resolution shift of the noise schedule, or FLUX.2's empirical mu from token count and steps."""
     guidance: float | None = None
-    """What the transformer's guidance embedding (FLUX.2-dev) is given, 1 without a value; FoA-SR samples at 1.0. Refused
-    where the transformer has none."""
+    """What the transformer's guidance embedding (FLUX.2-dev) is given, 1 without a value; FoA-SR samples at 1.0.
+    Refused where the transformer has none."""
 
     def check(self) -> None:
         folder = self.folder()
         facts = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
         if self.guidance is not None and not facts.get("guidance_embeds", True):
             raise InputError(
-                f"policy.guidance: the transformer in {folder} has no guidance embedding and reads no guidance; remove it"
+                f"policy.guidance: the transformer in {folder} has no guidance embedding and reads no guidance; "
+                "remove it"
             )

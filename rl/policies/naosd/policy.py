@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl.errors import InputError
 from rl.flow.ddpm import noised
-from rl.policies.base import LatentCondition, OneStepPolicy, from_uint8, repeated
+from rl.policies.base import LatentCondition, OneStepPolicy, enlarged, from_uint8, repeated
 from rl.policies.naosd.section import NAOSDSection
 from rl.policies.naosd.text import CachedPrompt, ClipPrompts, load_prompts
 from rl.policies.recompute import enable_recomputation
-from rl.types import U8
+from rl.types import U8, Enlargement
 
 
 class NAOSD(OneStepPolicy):
@@ -77,14 +77,11 @@ class NAOSD(OneStepPolicy):
         return cls(unet.to(section.device), vae.to(section.device), scheduler, prompts, section)
 
     @torch.no_grad()
-    def condition(self, lr: U8, scale: int, prompt: str = "") -> LatentCondition:
-        height, width = lr.shape[1] * scale, lr.shape[2] * scale
-        multiple = self.section.size_multiple
-        if height % multiple or width % multiple:
-            raise ValueError(f"naosd: output sides must be divisible by {multiple}, got {width}x{height}")
-        pixels = from_uint8(torch.from_numpy(np.array(lr))[None]).to(self.device, self.dtype)
-        enlarged = nn.functional.interpolate(pixels, size=(height, width), mode="bicubic").clamp(-1, 1)
-        return LatentCondition(self._latents(enlarged), self.prompts(prompt).to(self.device, self.dtype))
+    def condition(
+        self, lr: U8, scale: int, prompt: str = "", *, enlargement: Enlargement = "bicubic"
+    ) -> LatentCondition:
+        large = enlarged(lr, scale, self.section.size_multiple, enlargement).to(self.device, self.dtype)
+        return LatentCondition(self._latents(large), self.prompts(prompt).to(self.device, self.dtype))
 
     @torch.no_grad()
     def encode_hr(self, hr: U8) -> Tensor:

@@ -1,18 +1,31 @@
 """Reading, overriding, checking and writing back a configuration."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from rl.config.base import Section
-from rl.config.load import ConfigError, dump_config, load_config, validate
-from rl.config.pretrain import load_pretrain_config
+from rl.config.load import (
+    ConfigError,
+    dump_config,
+    load_config,
+    load_pretrain_config,
+    load_recipe,
+    load_training_config,
+    validate,
+)
+from rl.config.objective import NFTSection
+from rl.config.policy import POLICIES, policy_section
+from rl.config.pretrain import PretrainSection
+from rl.config.rollout import GaussianSection, ODESection, OneStepSection, StochasticSection
 from rl.config.run import RunConfig
+from rl.config.training import TrainingSection
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(CONFIGS.glob("**/*.yaml"))
-MINIMAL = {"data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
+MINIMAL = {"kind": "online", "data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
 
 
 @pytest.fixture
@@ -22,14 +35,10 @@ def recipe(tmp_path: Path) -> Path:
     return file
 
 
-def load_any(path: Path) -> Section:
-    return load_pretrain_config(path) if "pretrain" in path.name else load_config(path)
-
-
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_is_sparse(path: Path) -> None:
     """No unknown key, nothing impossible; a recipe writes what it changes and explains itself in a comment."""
-    assert isinstance(load_any(path), Section)
+    assert isinstance(load_recipe(path), PretrainSection if "pretrain" in path.name else TrainingSection)
     text = path.read_text()
     assert text.startswith("# "), "a recipe begins with what it is for"
     assert len(text.splitlines()) < 80
@@ -39,31 +48,53 @@ def test_the_recipes_are_found() -> None:
     assert "quickstart" in {path.stem for path in RECIPES}
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if "pretrain" not in p.name], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_dump_and_load_are_inverse(path: Path, tmp_path: Path) -> None:
-    """What a run writes to config.yaml starts the same run."""
-    config = load_config(
-        path, ["learner.ema_decay=0.1", "rewards.0.weight=2.5", "data.degradation={first: {blur_sigma: [1, 2]}}"]
-    )
+    """What a run writes to config.yaml starts the same run, also after paths were made absolute."""
     copy = tmp_path / "config.yaml"
+    config = load_recipe(path)
+    for section in (config, config.absolute(tmp_path)):
+        copy.write_text(dump_config(section))
+        assert load_recipe(copy) == section
+        assert dump_config(load_recipe(copy)) == copy.read_text()
+
+
+def test_an_offline_recipe_survives_dump_and_load(tmp_path: Path) -> None:
+    """Also where its objective has keys that say how groups are sampled."""
+    raw = {
+        "kind": "offline", "policy": {"type": "naosd"}, "objective": {"type": "gdpo", "draws": 2},
+        "pools": {"path": "pool", "group_size": 4}, "scores": [{"name": "psnr", "scale": 2}],
+    }  # fmt: skip
+    first, copy = tmp_path / "offline.yaml", tmp_path / "config.yaml"
+    first.write_text(yaml.safe_dump(raw))
+    config = load_recipe(first)
     copy.write_text(dump_config(config))
-    assert load_config(copy) == config
-    assert dump_config(load_config(copy)) == copy.read_text()
-    assert load_config(path) != config
+    assert load_recipe(copy) == config
+    assert "sample_from" not in copy.read_text()
+
+
+def test_overrides_survive_dump_and_load(tmp_path: Path) -> None:
+    quickstart, copy = CONFIGS / "quickstart.yaml", tmp_path / "config.yaml"
+    config = load_config(
+        quickstart, ["learner.ema_decay=0.1", "rewards.0.weight=2.5", "data.degradation={first: {blur_sigma: [1, 2]}}"]
+    )
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config != load_config(quickstart)
 
 
 def test_overrides_reach_nested_keys_and_list_items(recipe: Path) -> None:
     config = load_config(
         recipe,
-        ["train.steps=7", "rewards.0.weight=2", "rollout.sampler.shift=3", "policy.lora.rank=8", "run.name='a=b'",
-         "train.steps=9", "eval.data={path: [skimage:coffee], crop: 64}", "data.hr_path=null"],
+        ["train.steps=7", "rewards.0.weight=2", "policy.shift=3", "policy.lora.rank=8", "run.name='a=b'",
+         "train.steps=9", "eval.data={path: [skimage:coffee], crop: 64}", "rollout.sampler.steps=3"],
     )  # fmt: skip
     assert config.train.steps == 9, "the last override of a key holds"
     assert config.rewards[0].weight == 2.0
-    assert config.rollout.sampler.shift == 3.0
+    assert config.policy.model_dump()["shift"] == 3.0
+    assert config.rollout.sampler == ODESection(steps=3)
     assert config.policy.lora.rank == 8
     assert config.run.name == "a=b", "only the first = divides"
-    assert config.eval.data is not None and config.eval.data.path == ["skimage:coffee"]
+    assert config.eval is not None and config.eval.data.path == ["skimage:coffee"]
 
 
 def test_one_path_is_a_list(recipe: Path) -> None:
@@ -80,6 +111,12 @@ def test_one_path_is_a_list(recipe: Path) -> None:
         ("eval.data={path: [x], crp: 64}", r"eval.data.crp: unknown key; did you mean 'crop'\?"),
         ("data.degradation={frist: {}}", r"data.degradation.frist: unknown key; did you mean 'first'\?"),
         ("train.zzzzzz=3", r"train.zzzzzz: unknown key; remove it"),
+        ("objective.old_decay.schedul=none", r"objective.old_decay.schedul: unknown key; did you mean 'schedule'\?"),
+        # where another member of the union reads it, that is said instead
+        ("policy.t_add=3", r"policy.t_add: unknown key for policy type 'flux2sr'; read by naosd$"),
+        ("rollout.sampler.sde={}", r"rollout.sampler.sde: unknown key for sampler solver 'dpm2'; read by sde$"),
+        ("eval.data={path: x, hr_path: y}", r"eval.data.hr_path: unknown key for data kind 'hr'; read by paired$"),
+        ("objective={type: gdpo, kl_weight: 1}", r"unknown key for objective type 'gdpo'; read by nft, grpo$"),
     ],
 )
 def test_an_unknown_key_suggests_the_nearest(recipe: Path, override: str, message: str) -> None:
@@ -92,8 +129,8 @@ def test_an_unknown_key_suggests_the_nearest(recipe: Path, override: str, messag
     [
         ("data.degradation=ligth", "  data.degradation: Input should be 'realesrgan', 'light' or 'gdpo' (got 'ligth')"),
         ("data.degradation={first: {jpeg_quality: [3]}}", "  data.degradation.first.jpeg_quality.1: Field required"),
-        ("rollout.sampler.shift=-1", "  rollout.sampler.shift: expected a number above 0 or 'flux2', got -1"),
-        ("rollout.sampler.shift=flux1", "  rollout.sampler.shift: expected a number above 0 or 'flux2', got 'flux1'"),
+        ("policy.shift=-1", "  policy.shift: expected a number above 0 or 'flux2', got -1"),
+        ("policy.shift=flux1", "  policy.shift: expected a number above 0 or 'flux2', got 'flux1'"),
     ],
 )
 def test_a_mistake_in_a_value_of_two_forms_is_one_line(recipe: Path, override: str, line: str) -> None:
@@ -114,7 +151,7 @@ def test_a_mistake_in_a_value_of_two_forms_is_one_line(recipe: Path, override: s
         ("data.path.0=x", "'data.path' is 'skimage:camera', which has no key '0'"),
         ("train.steps=many", r"train.steps: .*valid integer.* \(got 'many'\)"),
         ("train.steps=1.5", r"train.steps: .*integer.* \(got 1.5\)"),
-        ("rollout.sampler.solver=ddim", r"solver: Input should be 'euler', 'heun', 'dpm2' or 'sde' \(got 'ddim'\)"),
+        ("rollout.sampler.solver=ddim", r"sampler: solver must be one of dpm2, euler, heun, sde, .*, got 'ddim'$"),
     ],
 )
 def test_a_wrong_override_is_one_readable_line(recipe: Path, override: str, message: str) -> None:
@@ -127,7 +164,7 @@ def test_every_mistake_is_listed_at_once(recipe: Path) -> None:
         load_config(recipe, ["train.steps=0", "learner.zero_stage=3", "data.crops=64"])
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{recipe}:"
-    assert [line.split(":")[0].strip() for line in lines[1:]] == ["train.steps", "data.crops", "learner.zero_stage"]
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["train.steps", "learner.zero_stage", "data.crops"]
 
 
 def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
@@ -154,20 +191,110 @@ def test_numbers_are_finite(recipe: Path, override: str) -> None:
         load_config(recipe, [override])
 
 
-def test_derived_numbers() -> None:
-    """DiffusionNFT's 10 steps at 0.99 train 9 points; 4 groups on 2 ranks are 18 micro-batches a rank, 9 an update."""
-    raw = {**MINIMAL, "learner": {"ranks": 2, "updates_per_batch": 2, "cpus_per_rank": 2}}
+@pytest.mark.parametrize(
+    ("learner", "parts", "per_update"),
+    [({}, 1, 6), ({"micro_batch": 4}, 3, 18), ({"micro_batch": 5}, 3, 18), ({"micro_batch": 99}, 1, 6)],
+)
+def test_derived_numbers(learner: dict[str, int], parts: int, per_update: int) -> None:
+    """DiffusionNFT's 10 steps at 0.99 train 9 points; 4 groups of 12 on 2 ranks are 18 slots a rank, 6 an update."""
+    raw = {**MINIMAL, "learner": {"ranks": 2, "updates_per_batch": 3, "cpus_per_rank": 2, **learner}}
     config = validate(RunConfig, raw, "test")
-    assert config.micro_batches_per_group == 9
-    assert (config.micro_batches_per_rank, config.micro_batches_per_update) == (18, 9)
+    assert (config.slots, config.parts_per_group, config.micro_batches_per_group) == (9, parts, 9 * parts)
+    assert config.micro_batches_per_update == per_update
     assert config.total_cpus == 1 + 1 + 2 * 2
+
+
+def test_one_pair_of_a_group_is_one_micro_batch() -> None:
+    raw = {**MINIMAL, "policy": {"type": "naosd"}, "objective": {"type": "diffusion_dpo", "draws": 3}}
+    config = validate(RunConfig, raw, "test")
+    assert (config.micro_batch, config.micro_batches_per_group, config.micro_batches_per_update) == (1, 3, 12)
 
 
 def test_published_defaults() -> None:
     """LucidNFT's group of 12 and rank 32; DiffusionNFT's beta, clip, KL weight, rate and solver."""
     config = validate(RunConfig, MINIMAL, "test")
     assert (config.rollout.group_size, config.policy.lora.rank, config.policy.lora.alpha) == (12, 32, 64.0)
-    objective = config.objective
-    assert (objective.beta, objective.adv_clip_max, objective.kl_weight) == (1.0, 5.0, 1e-4)
+    assert config.objective == NFTSection(beta=1.0, adv_clip_max=5.0, kl_weight=1e-4)
     assert (config.learner.optimizer.lr, config.learner.optimizer.weight_decay) == (3e-4, 1e-4)
-    assert (config.rollout.sampler.solver, config.rollout.sampler.steps) == ("dpm2", 10)
+    assert config.sampler == config.eval_sampler == ODESection(solver="dpm2", steps=10)
+
+
+@pytest.mark.parametrize(
+    ("raw", "sampler", "evaluation"),
+    [
+        ({"policy": {"type": "naosd"}, "objective": {"type": "gdpo"}}, OneStepSection(), OneStepSection()),
+        (
+            {"objective": {"type": "grpo"}, "rollout": {"sampler": {"solver": "sde", "steps": 6}}},
+            StochasticSection(steps=6), ODESection(solver="euler", steps=6),
+        ),
+        (
+            {
+                "policy": {"type": "naosd"}, "objective": {"type": "grpo"},
+                "rollout": {"sampler": {"solver": "gaussian", "std": 0.1}},
+            },
+            GaussianSection(std=0.1), OneStepSection(),
+        ),
+        (
+            {"eval": {"data": {"path": "x"}, "sampler": {"solver": "heun", "steps": 40}}},
+            ODESection(), ODESection(solver="heun", steps=40),
+        ),
+    ],
+)  # fmt: skip
+def test_an_evaluation_samples_without_a_likelihood_or_as_it_says(
+    raw: dict[str, Any], sampler: Section, evaluation: Section
+) -> None:
+    config = validate(RunConfig, {**MINIMAL, **raw}, "test")
+    assert (config.sampler, config.eval_sampler) == (sampler, evaluation)
+
+
+class TestKind:
+    """`kind` at the root says what a recipe is."""
+
+    @pytest.mark.parametrize(
+        ("override", "got"), [("kind=onlin", "'onlin'"), ("kind=null", "None"), ("kind=[online]", r"\['online'\]")]
+    )
+    def test_an_unknown_one_is_refused(self, recipe: Path, override: str, got: str) -> None:
+        message = f"kind: expected one of online, offline, pretrain at the root of a recipe, got {got}$"
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(recipe, [override])
+
+    def test_a_recipe_without_one_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "old.yaml"
+        file.write_text(yaml.safe_dump({key: value for key, value in MINIMAL.items() if key != "kind"}))
+        with pytest.raises(ConfigError, match=r"kind: expected one of online, offline, pretrain .*, got none$"):
+            load_recipe(file)
+
+    def test_the_command_for_another_kind_is_named(self, recipe: Path) -> None:
+        with pytest.raises(ConfigError, match="got kind 'pretrain'; run it with isrl pretrain"):
+            load_config(CONFIGS / "pretrain_flux2sr_mini.yaml")
+        with pytest.raises(ConfigError, match="got kind 'online'; run it with isrl train"):
+            load_pretrain_config(recipe)
+        with pytest.raises(ConfigError, match="got kind 'pretrain'; run it with isrl pretrain"):
+            load_training_config(CONFIGS / "pretrain_flux2sr_mini.yaml")
+        assert load_training_config(recipe) == load_config(recipe)
+
+    def test_an_unknown_pretraining_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="type must be one of flux2sr, naosd, .*, got 'sd3'"):
+            load_pretrain_config(CONFIGS / "pretrain_flux2sr_mini.yaml", ["type=sd3"])
+
+
+@pytest.mark.parametrize("with_kind", [True, False])
+def test_schema_version_1_is_refused_with_the_keys_that_moved(tmp_path: Path, with_kind: bool) -> None:
+    """What a run of that version wrote to config.yaml had no kind."""
+    file = tmp_path / "config.yaml"
+    raw: dict[str, Any] = {**MINIMAL, "schema_version": 1, "rollout": {"vary": "noise", "sampler": {"shift": 1.0}}}
+    file.write_text(yaml.safe_dump(raw if with_kind else {key: raw[key] for key in raw if key != "kind"}))
+    with pytest.raises(ConfigError, match="schema_version: expected 2, got 1") as caught:
+        load_recipe(file)
+    moved = ("kind: online", "policy.shift", "solver sde", "solver: gaussian", "solver: one_step", "kind paired")
+    assert all(words in str(caught.value) for words in moved)
+
+
+def test_the_named_policies_have_whole_sections() -> None:
+    """Each declares every fact that the system asks of it."""
+    facts = ("builder", "size_multiple", "prediction", "lora_targets", "files", "tile_px")
+    for name in POLICIES:
+        section = policy_section(type=name)
+        assert section.type == name
+        assert all(hasattr(section, fact) for fact in facts)
+        assert section.lora.targets in section.lora_targets and section.solvers

@@ -1,73 +1,117 @@
 """Relative input paths of a recipe, made absolute for workers that run in another directory."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rl.config.base import InputPath
 from rl.config.load import dump_config, validate
-from rl.config.paths import absolute
+from rl.config.policy import policy_section
+from rl.config.pretrain import PretrainSection
 from rl.config.run import RunConfig
-from rl.policies import folders
 
-RAW = {
-    "data": {
-        "kind": "paired",
-        "path": ["skimage:camera", "photos/lr", "/elsewhere/lr"],
-        "hr_path": "photos/hr",
-        "tagger": {"type": "python", "file": "ram.py", "image": "lr"},
+RAW: dict[str, Any] = {
+    "data": {"kind": "paired", "path": ["skimage:camera", "photos/lr", "/elsewhere/lr"], "hr_path": "photos/hr"},
+    "policy": {
+        "path": "weights/flux2", "prompt_embeds": "prompt.safetensors", "reference": "ref.safetensors",
+        "lora": {"init_from": "a.safetensors"},
     },
-    "policy": {"path": "weights/flux2", "prompt_embeds": "prompt.safetensors", "lora": {"init_from": "a.safetensors"}},
-    "rewards": [
-        {"name": "mine", "type": "python", "file": "mine.py"},
-        {"name": "musiq", "type": "pyiqa", "options": {"pretrained_model_path": "weights/musiq.pth", "x": 1}},
-        {"name": "niqe", "type": "pyiqa", "options": {"pretrained_model_path": "https://host/niqe.mat"}},
-    ],
-    "eval": {"data": {"path": "held_out", "tagger": {"type": "clip", "path": "clip", "tags": "/lists/tags.txt"}}},
-}
+    "rewards": [{"name": "musiq", "type": "pyiqa"}],
+    "eval": {"data": {"path": "held_out", "prompt_path": "texts"}},
+}  # fmt: skip
+NAOSD: dict[str, Any] = {
+    **RAW, "policy": {"type": "naosd", "path": "sd", "merge": ["a.pkl", "/b.pkl"]}, "objective": {"type": "gdpo"},
+}  # fmt: skip
+
+NO_PATHS = {
+    "TrainingSection.kind": "a choice", "PretrainSection.kind": "a choice",
+    "RunSection.dir": "output", "PretrainSection.out": "output",
+    "RunSection.name": "a name", "RewardSection.name": "a name", "ScoreSection.name": "a name",
+    "PolicySection.type": "a name of the registry", "ObjectiveSection.type": "a name of the registry",
+    "ServerSection.type": "a name of the registry", "DataSection.kind": "a name of the registry",
+    "SamplerSection.solver": "a name of the registry", "AdvantageSection.aggregation": "a name of the registry",
+    "LoraSection.targets": "a name of the policy's table",
+    "PyiqaSection.metric": "a name of pyiqa's", "PyiqaSection.options": "PyiqaSection.absolute joins its one path",
+    "ServerSection.runtime_env": "Ray's own, whose paths Ray resolves in the driver",
+    "PromptSection.prompt": "a text", "PromptSection.prompt_suffix": "a text", "ClipTaggerSection.template": "a text",
+    "RayConfig.address": "an address",
+    "MonitorConfig.project": "a name at W&B", "MonitorConfig.entity": "a name at W&B",
+}  # fmt: skip
+"""Fields that hold text and are not marked, by the section that declares them -> what the text is. A pretraining runs
+in the user's own process and directory, so none of its fields has to be."""
+
+
+def test_every_text_of_every_section_is_a_marked_path_or_said_not_to_be_one(every_field: list[Any]) -> None:
+    unmarked = {
+        _declared(field)
+        for field in every_field
+        if {str, object} & set(field.types())
+        and not any(isinstance(mark, InputPath) for mark in field.marks)
+        and not _only_in_pretraining(field)
+    }
+    assert unmarked <= set(NO_PATHS)
+
+
+def _declared(field: Any) -> str:
+    """`Section.field` of the first class that has it."""
+    owner = [cls for cls in field.section.__mro__ if field.name in getattr(cls, "model_fields", {})][-1]
+    return f"{owner.__name__}.{field.name}"
+
+
+def _only_in_pretraining(field: Any) -> bool:
+    from rl.config import pretrain
+
+    return issubclass(field.section, PretrainSection) or hasattr(pretrain, field.section.__name__)
 
 
 def test_every_input_path_is_joined_to_the_root(tmp_path: Path) -> None:
     (tmp_path / "weights" / "flux2").mkdir(parents=True)
-    (tmp_path / "weights" / "musiq.pth").touch()
-    config = absolute(validate(RunConfig, RAW, "test"), tmp_path)
+    (tmp_path / "ref.safetensors").touch()
+    config = validate(RunConfig, RAW, "test").absolute(tmp_path)
     at = str(tmp_path)
     assert config.data.path == ["skimage:camera", f"{at}/photos/lr", "/elsewhere/lr"]
-    assert config.data.hr_path == f"{at}/photos/hr"
-    assert config.eval.data is not None and config.eval.data.path == [f"{at}/held_out"]
-    ours, held_out = config.data.tagger, config.eval.data.tagger
-    assert ours is not None and (ours.file, ours.path, ours.tags, ours.image) == (f"{at}/ram.py", None, None, "lr")
-    assert held_out is not None and (held_out.path, held_out.tags) == (f"{at}/clip", "/lists/tags.txt")
+    assert config.data.model_dump()["hr_path"] == f"{at}/photos/hr"
+    assert config.eval is not None
+    assert (config.eval.data.path, config.eval.data.prompt_path) == ([f"{at}/held_out"], f"{at}/texts")
     assert config.policy.path == f"{at}/weights/flux2"
     assert config.policy.prompt_embeds == f"{at}/prompt.safetensors"
+    assert config.policy.reference == f"{at}/ref.safetensors"
     assert config.policy.lora.init_from == f"{at}/a.safetensors"
-    assert config.rewards[0].file == f"{at}/mine.py"
-    assert config.rewards[1].options == {"pretrained_model_path": f"{at}/weights/musiq.pth", "x": 1}
-    assert config.rewards[2].options == {"pretrained_model_path": "https://host/niqe.mat"}
+    naosd = validate(RunConfig, NAOSD, "test").absolute(tmp_path).policy.model_dump()
+    assert (naosd["merge"], naosd["reference"]) == ([f"{at}/a.pkl", "/b.pkl"], "start")
 
 
 def test_everything_else_stays_and_twice_is_once(tmp_path: Path) -> None:
     before = validate(RunConfig, RAW, "test")
-    after = absolute(before, tmp_path)
-    assert absolute(after, Path("/another")) == after
+    after = before.absolute(tmp_path)
+    assert after.absolute(Path("/another")) == after
     assert (after.run, after.train, after.rollout, after.objective) == (
         before.run, before.train, before.rollout, before.objective,
     )  # fmt: skip
     assert str(tmp_path) in dump_config(after)
+    assert validate(RunConfig, after.model_dump(mode="json"), "test") == after
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     raw = {"data": {"path": "~/photos"}, "rewards": [{"name": "musiq", "type": "pyiqa"}]}
-    assert absolute(validate(RunConfig, raw, "test"), tmp_path).data.path == ["/home/me/photos"]
+    assert validate(RunConfig, raw, "test").absolute(tmp_path).data.path == ["/home/me/photos"]
 
 
 def test_a_preset_is_a_name_even_where_a_folder_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    presets = tmp_path / "package"
-    monkeypatch.setattr(folders, "EMBEDDED", presets)
+    section = policy_section(path="mini")
     (tmp_path / "cwd" / "mini").mkdir(parents=True)
-    raw = {"data": {"path": "x"}, "policy": {"path": "mini"}, "rewards": [{"name": "musiq", "type": "pyiqa"}]}
-    config = validate(RunConfig, raw, "test")
-    assert absolute(config, tmp_path / "cwd").policy.path == str(tmp_path / "cwd" / "mini")
-    (presets / "flux2sr" / "weights" / "mini").mkdir(parents=True)
-    assert absolute(config, tmp_path / "cwd").policy.path == "mini"
-    assert absolute(config, tmp_path / "nowhere").policy.path == "mini"
+    monkeypatch.setattr(type(section), "presets", None)
+    assert section.absolute(tmp_path / "cwd").path == str(tmp_path / "cwd" / "mini")
+    monkeypatch.setattr(type(section), "presets", tmp_path / "package")
+    assert section.absolute(tmp_path / "cwd").path == str(tmp_path / "cwd" / "mini")
+    (tmp_path / "package" / "mini").mkdir(parents=True)
+    assert section.absolute(tmp_path / "cwd").path == "mini"
+    assert section.absolute(tmp_path / "nowhere").path == "mini"
+
+
+@pytest.mark.parametrize("word", ["start", "base"])
+def test_a_word_for_the_reference_stays_even_where_a_folder_has_it(word: str, tmp_path: Path) -> None:
+    (tmp_path / word).mkdir()
+    assert policy_section(reference=word).absolute(tmp_path).reference == word

@@ -1,7 +1,7 @@
 """Shares of smooth and detailed pixels: the numbers of the published code, the laws of the measure, and refusals.
 
-`golden/attribute_shares.json` says how its numbers were made. `ARF_SCORES` and `ARF_PUBLISHED` are of the same commit:
-`AdaptiveReward.forward` of `GDPOSR/losses/grpo.py` on a random table, whose columns replace the three metrics; that
+`tests/rl/golden/attribute_shares.json` says how its numbers were made. `ARF_SCORES` and `ARF_PUBLISHED` are of the same
+commit: `AdaptiveReward.forward` of `GDPOSR/losses/grpo.py` on a random table, whose columns replace the three metrics; that
 code returns float32.
 """
 
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from rl.advantages import attribute_aware
-from rl.attributes import AttributeShares, attribute_shares
+from rl.data.attributes import AttributeShares, attribute_shares
 from rl.data.photos import load_photos, load_rgb
 from rl.types import U8
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "attribute_shares.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "attribute_shares.json").read_text())
 
 # psnr, maniqa, musiq of three groups of six members, and the published advantages under the detail shares below
 ARF_SCORES = [

@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, retrieve_timesteps
 
-from rl.flow.schedule import flow_sigmas
+from rl.flow.schedule import flow_sigmas, interpolated
 
 STORED = {
     (10, 64): (1.9039257109536, 0.9837159372288512, 0.8703351938058544, 0.4271964424593226),
@@ -73,3 +73,11 @@ def test_a_plain_shift_ignores_the_size_and_flux2_does_not() -> None:
     small, large = (flow_sigmas(10, shift="flux2", tokens=tokens) for tokens in (64, 4096))
     assert (large[1:-1] > small[1:-1]).all()
     assert math.exp(compute_empirical_mu(64, 10)) == pytest.approx(6.7122, abs=1e-4)
+
+
+def test_interpolation_runs_from_the_image_to_the_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = (torch.randn(3, 1, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    x_t = interpolated(x0, eps, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
+    assert torch.equal(x_t[0], x0[0]) and torch.equal(x_t[2], eps[2])
+    torch.testing.assert_close(x_t[1], 0.75 * x0[1] + 0.25 * eps[1])

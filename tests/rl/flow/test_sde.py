@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,6 @@ from rl.flow.schedule import flow_sigmas
 from rl.flow.sde import (
     SDEWindow,
     StepKind,
-    Trajectory,
-    WindowKind,
     cps,
     dance,
     flow_sde,
@@ -26,6 +25,7 @@ from rl.flow.sde import (
     sde_step,
     sde_window,
 )
+from rl.types import TrajectoryRecord
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "grpo.json").read_text())
 KINDS: tuple[StepKind, ...] = ("flow_sde", "cps", "dance")
@@ -180,7 +180,7 @@ def network(dtype: torch.dtype = torch.float32) -> Velocity:
     return lambda x, s: torch.tanh(conv(x.to(dtype))) + s
 
 
-def rollout(kind: StepKind, at: SDEWindow, velocity: Velocity, *, members: int = 4) -> tuple[Tensor, Trajectory]:
+def rollout(kind: StepKind, at: SDEWindow, velocity: Velocity, *, members: int = 4) -> tuple[Tensor, TrajectoryRecord]:
     noises = normal(len(at.stochastic), *SHAPE, seed=1)[:, :members]
     return sample_with_trajectory(
         velocity, normal(*SHAPE)[:members], SIGMAS, at, kind, LEVEL[kind], noises, keep_mean=True
@@ -193,28 +193,31 @@ def test_the_ratio_on_the_behaviour_is_exactly_1(kind: StepKind, dtype: torch.dt
     """The same network evaluated again with gradients: every log-probability and mean bit for bit."""
     velocity, levels = network(dtype), SIGMAS.tolist()
     _, trajectory = rollout(kind, window(*range(9)), velocity)
-    assert trajectory.mean_old is not None
+    assert trajectory.mean is not None
     for j, k in enumerate(trajectory.steps):
-        x, x_next = trajectory.x[j], trajectory.x_next[j]
+        x, x_next = (torch.from_numpy(state) for state in (trajectory.before(j), trajectory.after(j)))
         v = velocity(x, levels[k])
         assert v.requires_grad
         at = {"s_max": levels[1], "noise_level": LEVEL[kind]}
         step = sde_step(kind, x, v, levels[k], levels[k + 1], **at, x_next=x_next)
-        assert torch.equal(step.logp, trajectory.logp_old[j])
-        assert torch.equal(step.moments.mean, trajectory.mean_old[j])
+        np.testing.assert_array_equal(step.logp.detach().numpy(), trajectory.logp[j])
+        np.testing.assert_array_equal(step.moments.mean.detach().numpy(), trajectory.mean[j])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_trajectory_holds_the_steps_of_its_window(kind: StepKind) -> None:
-    """Euler up to the window, x' of one step is x of the next, Euler from the last x' to the image."""
+def test_a_trajectory_holds_the_states_of_its_window(kind: StepKind) -> None:
+    """K = 3 steps in a row are K + 1 = 4 states: Euler's up to the first, x' of one step is x of the next, Euler from
+    the last to the image."""
     velocity, levels = network(), SIGMAS.tolist()
     images, trajectory = rollout(kind, window(3, 4, 5), velocity)
-    assert trajectory.steps == (3, 4, 5)
-    assert trajectory.x.shape == trajectory.x_next.shape == (3, *SHAPE) and trajectory.logp_old.shape == (3, 4)
+    assert trajectory.steps == (3, 4, 5) and trajectory.grid == (3, 4, 5, 6)
+    assert trajectory.states.shape == (4, *SHAPE) and trajectory.logp.shape == (3, 4)
+    for slot in range(2):
+        np.testing.assert_array_equal(trajectory.after(slot), trajectory.before(slot + 1))
     with torch.no_grad():
-        assert torch.equal(trajectory.x[0], sample(velocity, normal(*SHAPE), SIGMAS[:4], "euler"))
-        assert torch.equal(trajectory.x[1:], trajectory.x_next[:-1])
-        x = trajectory.x_next[-1]
+        first = sample(velocity, normal(*SHAPE), SIGMAS[:4], "euler")
+        np.testing.assert_array_equal(trajectory.before(0), first.numpy())
+        x = torch.from_numpy(trajectory.after(2))
         for s, s_next in pairwise(levels[6:]):
             last, x = (x, s), euler_step(x, velocity(x, s), s, s_next)
         assert torch.equal(images, x)
@@ -223,11 +226,16 @@ def test_a_trajectory_holds_the_steps_of_its_window(kind: StepKind) -> None:
 
 
 def test_untrained_stochastic_steps_are_taken_and_not_kept() -> None:
+    """Trained steps 0, 2 and 3 of four begin and end at the states 0, 1, 2, 3, 4; 0 and 2 alone at 0, 1, 2, 3."""
     every, part = SDEWindow((0, 1, 2, 3), (0, 1, 2, 3)), SDEWindow((0, 1, 2, 3), (0, 2))
     velocity = network()
     (images, whole), (same, kept) = rollout("dance", every, velocity), rollout("dance", part, velocity)
-    assert torch.equal(images, same) and kept.steps == (0, 2)
-    assert torch.equal(kept.x, whole.x[[0, 2]]) and torch.equal(kept.logp_old, whole.logp_old[[0, 2]])
+    assert torch.equal(images, same) and kept.steps == (0, 2) and kept.grid == (0, 1, 2, 3)
+    assert whole.grid == (0, 1, 2, 3, 4)
+    np.testing.assert_array_equal(kept.logp, whole.logp[[0, 2]])
+    for slot, of_whole in enumerate((0, 2)):
+        np.testing.assert_array_equal(kept.before(slot), whole.before(of_whole))
+        np.testing.assert_array_equal(kept.after(slot), whole.after(of_whole))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -236,45 +244,9 @@ def test_members_do_not_meet(kind: StepKind) -> None:
     at = window(1, 2, 3)
     images, group = rollout(kind, at, gaussian)
     alone, pair = rollout(kind, at, gaussian, members=2)
-    assert torch.equal(alone, images[:2]) and torch.equal(pair.x_next, group.x_next[:, :2])
-    assert torch.equal(pair.logp_old, group.logp_old[:, :2])
-
-
-@pytest.mark.parametrize("kind", ["all", "random", "sliding", "fraction"])
-def test_windows_are_a_function_of_seed_and_iteration(kind: WindowKind) -> None:
-    """Inside the run without its last step, ascending, trained within stochastic."""
-    for steps in (10, 16, 25):
-        for iteration in range(40):
-            got = sde_window(kind, steps, seed=3, iteration=iteration, size=3, every=5)
-            assert got == sde_window(kind, steps, seed=3, iteration=iteration, size=3, every=5)
-            assert list(got.stochastic) == sorted(set(got.stochastic)) and set(got.trained) <= set(got.stochastic)
-            assert list(got.trained) == sorted(set(got.trained)) and got.stochastic[0] >= 0
-            assert got.stochastic[-1] < steps - 1
-
-
-def test_random_windows_lie_in_the_first_half_and_reach_all_of_it() -> None:
-    starts = {sde_window("random", 10, seed=0, iteration=i, size=2).trained for i in range(100)}
-    assert starts == {(k, k + 1) for k in range(4)}
-    other = [sde_window("random", 10, seed=seed, iteration=0, size=2) for seed in range(20)]
-    assert len(set(other)) > 1
-
-
-def test_the_sliding_window_visits_every_step_and_rolls_back() -> None:
-    """The 20 full places of MixGRPO's own state machine, then one more, then from the start."""
-    places = [sde_window("sliding", 25, seed=0, iteration=25 * place, size=4, every=25) for place in range(23)]
-    full = [steps for steps in GOLDEN["mix_grpo_windows"] if len(steps) == 4]
-    assert len(full) == 20 and [list(place.trained) for place in places[:20]] == full
-    assert places[20].trained == (20, 21, 22, 23) and places[21:] == places[:2]
-    assert {k for place in places for k in place.trained} == set(range(24))
-    assert sde_window("sliding", 25, seed=0, iteration=24, size=4, every=25) == places[0]
-
-
-def test_fraction_trains_60_percent_of_all_steps_but_the_last() -> None:
-    """DanceGRPO: 16 steps, 15 stochastic, 9 trained, another 9 in another iteration."""
-    got = [sde_window("fraction", 16, seed=0, iteration=i, fraction=0.6) for i in range(30)]
-    assert all(g.stochastic == tuple(range(15)) and len(g.trained) == 9 for g in got)
-    assert {k for g in got for k in g.trained} == set(range(15)) and len(set(got)) > 20
-    assert sde_window("all", 16, seed=0, iteration=0) == SDEWindow(tuple(range(15)), tuple(range(15)))
+    assert torch.equal(alone, images[:2])
+    np.testing.assert_array_equal(pair.states, group.states[:, :2])
+    np.testing.assert_array_equal(pair.logp, group.logp[:, :2])
 
 
 def test_what_cannot_be_is_refused() -> None:

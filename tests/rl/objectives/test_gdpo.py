@@ -1,4 +1,5 @@
-"""GDPO's loss against numbers of its published code, and the laws that its docstring states.
+"""The losses of GDPO and Diffusion-DPO against numbers of their published code, and the laws that their docstrings
+state.
 
 The golden values are of Joyies/GDPO at e93d643: the lines of `GDPOSR/train/train_GDPOSR.py` from `model_losses =` to
 `loss = gdpo_loss` run unchanged in float64 on the tensors that `Case` builds.
@@ -12,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.objectives.gdpo import dpo_loss, gdpo_loss, sample_error
+from rl.objectives.diffusion_dpo import dpo_loss
+from rl.objectives.gdpo import gdpo_loss
+from rl.objectives.preference import preference_loss, sample_error
 
 OMEGA = 5000.0
 
@@ -44,7 +47,10 @@ class Case:
         return e_theta, sample_error(self.reference, self.eps).view(self.groups, self.members)
 
     def gdpo(self) -> tuple[Tensor, Tensor]:
-        return gdpo_loss(*self.errors(), self.advantages, OMEGA)
+        """Mean loss over the groups, and `inside` `[N]`."""
+        losses = [gdpo_loss(*group, OMEGA) for group in zip(*self.errors(), self.advantages, strict=True)]
+        values, insides = zip(*losses, strict=True)
+        return torch.stack(values).mean(), torch.stack(insides)
 
 
 GOLDEN = {
@@ -85,11 +91,13 @@ def test_at_the_reference_the_loss_is_ln_2() -> None:
 
 
 def test_two_members_are_diffusion_dpo_at_omega_over_sqrt_2() -> None:
-    case = Case(3, 2, 0.05)
+    case = Case(1, 2, 0.05)
     total, inside = case.gdpo()
-    other, dpo_inside = dpo_loss(*case.errors(), case.advantages, OMEGA / math.sqrt(2))
+    d = (case.errors()[0] - case.errors()[1])[0]
+    winner, loser = (int(case.advantages[0].argmax()), int(case.advantages[0].argmin()))
+    other, dpo_inside = dpo_loss(d[winner], d[loser], OMEGA / math.sqrt(2))
     assert total.item() == pytest.approx(other.item(), rel=1e-6)
-    torch.testing.assert_close(inside, dpo_inside, rtol=1e-6, atol=1e-9)
+    assert inside.item() == pytest.approx(dpo_inside.item(), rel=1e-6)
 
 
 DPO_GOLDEN = {
@@ -110,9 +118,9 @@ def test_diffusion_dpo_equals_its_published_code(name: str) -> None:
     eps = wave(1.9, pairs, *shape[1:]).repeat(2, 1, 1, 1)
     reference = eps + 0.3 * wave(2.3, *shape)
     prediction = (reference + distance * wave(3.1, *shape)).requires_grad_()
-    e_theta, e_ref = (sample_error(p, eps).view(2, pairs).T for p in (prediction, reference))
-    winner_first = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(pairs, 2)
-    total, got = dpo_loss(e_theta, e_ref, winner_first, 5000.0)
+    d = (sample_error(prediction, eps) - sample_error(reference, eps)).view(2, pairs).T
+    values, got = map(torch.stack, zip(*(dpo_loss(*pair, 5000.0) for pair in d), strict=True))
+    total = values.mean()
     torch.autograd.backward(total)
     assert float(total.detach()) == pytest.approx(loss, rel=1e-10)
     assert got.tolist() == pytest.approx(inside, rel=1e-10)
@@ -120,31 +128,39 @@ def test_diffusion_dpo_equals_its_published_code(name: str) -> None:
     assert g is not None and [float(g[0, 0, 0, 0]), float(g[-1, 3, 1, 2])] == pytest.approx(gradient, rel=1e-10)
 
 
-def test_dpo_takes_the_best_and_the_worst_member_alone() -> None:
-    """inside = -beta/2 (d_best - d_worst); members between them have no gradient."""
-    e_theta = torch.tensor([[0.3, 0.1, 0.4, 0.2]], requires_grad=True)
-    e_ref = torch.tensor([[0.25, 0.25, 0.25, 0.25]])
-    total, inside = dpo_loss(e_theta, e_ref, torch.tensor([[0.1, 1.5, -1.6, 0.0]]), 100.0)
-    assert inside.item() == pytest.approx(-50 * (-0.15 - 0.15), rel=1e-5)
+def test_one_pair_by_hand() -> None:
+    """inside = -beta/2 (d_w - d_l) = -50 (-0.15 - 0.15) = 15; dL/dd_w = beta/2 sigmoid(-15), dL/dd_l its negative."""
+    d = torch.tensor([-0.15, 0.15], dtype=torch.float64, requires_grad=True)
+    total, inside = dpo_loss(d[0], d[1], 100.0)
     torch.autograd.backward(total)
-    assert e_theta.grad is not None and e_theta.grad[0, [0, 3]].tolist() == [0.0, 0.0]
-    # descending raises the error on the worst member and lowers it on the best
-    assert e_theta.grad[0, 1] > 0 > e_theta.grad[0, 2]
+    assert inside.item() == pytest.approx(15.0, rel=1e-12)
+    slope = 50 / (1 + math.exp(15))
+    assert d.grad is not None and d.grad.tolist() == pytest.approx([slope, -slope], rel=1e-10)
 
 
 def test_a_group_without_a_preference_has_no_gradient() -> None:
     """All advantages 0, what tied rewards become: ln 2 and a gradient of exactly 0, not NaN."""
     case = Case(1, 6, 0.05)
-    total, _ = gdpo_loss(*case.errors(), torch.zeros(1, 6, dtype=torch.float64), OMEGA)
+    e_theta, e_ref = case.errors()
+    total, _ = gdpo_loss(e_theta[0], e_ref[0], torch.zeros(6, dtype=torch.float64), OMEGA)
     torch.autograd.backward(total)
-    assert float(total) == pytest.approx(math.log(2), abs=1e-12)
+    assert total.item() == pytest.approx(math.log(2), abs=1e-12)
     assert case.prediction.grad is not None and float(case.prediction.grad.abs().max()) == 0.0
 
 
 def test_the_gradient_is_proportional_to_the_advantage_at_the_reference() -> None:
     """dL/de_i = omega/4 A_i at policy = reference: sigma(0) = 1/2 times omega/2."""
-    e_ref = torch.rand(1, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    e_ref = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     e_theta = e_ref.clone().requires_grad_()
-    advantages = wave(5.3, 1, 6)
+    advantages = wave(5.3, 6)
     torch.autograd.backward(gdpo_loss(e_theta, e_ref, advantages, OMEGA)[0])
     torch.testing.assert_close(e_theta.grad, OMEGA / 4 * advantages)
+
+
+def test_the_gradient_in_an_error_is_what_the_second_pass_weighs_it_with() -> None:
+    """dL/dd_i = sigmoid(-inside) c_i, the surrogate's weight where a group is trained in micro-batches."""
+    d, c = (0.01 * wave(2.3, 5)).requires_grad_(), 100 * wave(5.3, 5)
+    loss, inside = preference_loss(d, c)
+    torch.autograd.backward(loss)
+    assert abs(inside.item()) > 0.1
+    torch.testing.assert_close(d.grad, (torch.sigmoid(-inside) * c).detach(), rtol=1e-12, atol=0)

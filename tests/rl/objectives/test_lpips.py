@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rl.perceptual import NETS, Lpips
+from rl.objectives.lpips import NETS, Lpips
 
 
 @pytest.fixture(scope="module")

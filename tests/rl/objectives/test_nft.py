@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from rl.advantages import to_reward_weight
-from rl.flow.schedule import flow_sigmas
+from rl.flow.schedule import flow_sigmas, interpolated
 from rl.objectives.nft import (
     NFTLoss,
-    ema_decay,
     implicit_velocities,
     nft_loss,
-    noised,
     normalised_error,
     old_decay,
     trained_timesteps,
@@ -54,7 +52,7 @@ class Case:
 
     def loss(self) -> NFTLoss:
         r = torch.from_numpy(to_reward_weight(np.array(self.advantages), self.adv_clip_max))
-        x_t = noised(self.x0, self.eps, self.t)
+        x_t = interpolated(self.x0, self.eps, self.t)
         weights = {"beta": self.beta, "adv_clip_max": self.adv_clip_max, "kl_weight": self.kl_weight}
         return nft_loss(self.v_theta, self.v_old, self.v_ref, self.x0, x_t, self.t, r, **weights)
 
@@ -106,7 +104,7 @@ def test_one_pixel_by_hand() -> None:
     """
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     t, r = torch.tensor([0.5]).double(), torch.tensor([0.75]).double()
-    x_t = noised(one, -one, t)
+    x_t = interpolated(one, -one, t)
     loss = nft_loss(-one, -2 * one, -3 * one, one, x_t, t, r, beta=0.5, adv_clip_max=2.0, kl_weight=0.1)
     assert x_t.item() == 0.0
     assert loss.total.item() == pytest.approx(1.4, abs=1e-12)
@@ -152,7 +150,7 @@ def test_an_advantage_beyond_the_clip_acts_like_the_clip() -> None:
 def test_each_sign_has_its_own_detached_normaliser() -> None:
     """e+ and e- are mean error^2 over that sign's own mean |error|; the gradient is 2 error / (n mean |error|)."""
     case = Case(beta=0.5)
-    x_t = noised(case.x0, case.eps, case.t)
+    x_t = interpolated(case.x0, case.eps, case.t)
     means = []
     for v in implicit_velocities(case.v_theta, case.v_old, 0.5):
         v = v.detach().requires_grad_()
@@ -177,7 +175,7 @@ def test_the_normaliser_has_a_floor() -> None:
 def test_without_a_reference_the_kl_is_zero_and_its_gradient_absent() -> None:
     case = Case()
     r = torch.from_numpy(to_reward_weight(np.array(case.advantages), 5.0))
-    x_t = noised(case.x0, case.eps, case.t)
+    x_t = interpolated(case.x0, case.eps, case.t)
     settings = {"beta": 1.0, "adv_clip_max": 5.0, "kl_weight": 0.0}
     loss = nft_loss(case.v_theta, case.v_old, None, case.x0, x_t, case.t, r, **settings)
     assert loss.kl.item() == 0.0
@@ -204,20 +202,6 @@ def test_old_decay_equals_the_published_return_decay(schedule: str, values: dict
     """DiffusionNFT's decay types 0, 1 and 2, corners included."""
     for step, decay in values.items():
         assert old_decay(schedule, step) == pytest.approx(decay, abs=1e-15)  # type: ignore[arg-type]
-
-
-def test_ema_decay_warms_up_and_saturates() -> None:
-    """min((1 + s) / (10 + s), 0.9): 1/10, 2/11, 81/90, then 0.9 for good."""
-    values = [ema_decay(0.9, s) for s in (0, 1, 80, 81, 10_000)]
-    assert values == pytest.approx([0.1, 2 / 11, 0.9, 0.9, 0.9], abs=1e-15)
-    assert ema_decay(0.0, 50) == 0.0
-
-
-def test_noised_runs_from_the_image_to_the_noise() -> None:
-    x0, eps = wave(0.7, 3, 1, 2, 2), wave(1.9, 3, 1, 2, 2)
-    x_t = noised(x0, eps, torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64))
-    assert torch.equal(x_t[0], x0[0]) and torch.equal(x_t[2], eps[2])
-    torch.testing.assert_close(x_t[1], 0.75 * x0[1] + 0.25 * eps[1])
 
 
 def test_trained_timesteps_are_a_permutation_prefix_of_the_grid() -> None:

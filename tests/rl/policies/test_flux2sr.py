@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Pipeline
 from PIL import Image
+from rl.policies.folders import policy_folder
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from rl.flow.schedule import flow_sigmas
 from rl.policies import load_policy
 from rl.policies.base import from_uint8, member_noise, to_uint8
 from rl.policies.flux2sr.policy import REFERENCE_T, Flux2SR, patchify, position_ids, unpatchify
-from rl.policies.folders import policy_folder
 
 
 def load(folder: Path, **settings: object) -> Flux2SR:

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rl.perceptual import Lpips
+from rl.policies.folders import policy_folder
 from torch import Tensor
 
 from learner.pretraining.report import held_out_crops, psnr_y
 from rl.config.policy import PolicyConfig
 from rl.config.pretrain import load_pretrain_config
-from rl.perceptual import Lpips
 from rl.policies import load_policy
 from rl.policies.base import from_uint8, member_noise
-from rl.policies.folders import policy_folder
 from rl.policies.naosd.policy import NAOSD
 from rl.types import U8
 

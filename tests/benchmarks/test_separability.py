@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from rl.evaluation.separability import distinct_levels, plot_separability, separability
+from separability import distinct_levels, plot_separability, separability
 
 TWO = np.ones(2)
 

@@ -1,4 +1,4 @@
-"""One adapter for every pyiqa metric by name, and the only place that imports pyiqa.
+"""The adapter for every pyiqa metric, and the only place that imports pyiqa.
 
 pyiqa's licence is PolyForm Noncommercial: a run that uses this type is non-commercial. Weights come from pyiqa's own
 downloads (`$TORCH_HOME/hub/pyiqa`, `HF_HOME`) or from a local file through `options: {pretrained_model_path: ...}`.
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from rewards.base import RewardError, RewardInput, checked_scores, naming
-from rewards.catalog import metric_facts
+from rewards.iqa.catalog import MetricFacts, metric_facts
 from rewards.pixels import unit_batch, unit_references
-from rl.config.reward import RewardConfig
+from rewards.sections import PyiqaSection
+from rewards.weights import missing_text
 from rl.types import F64, U8
 
 _BATCH_TOLERANCE = 2e-3
@@ -27,28 +28,22 @@ class IqaReward:
     """A pyiqa metric as a reward: higher is better, uint8 in, float64 out, inputs never written.
 
     Args:
-        config: `metric_name`, `device` and `options` (passed to pyiqa's constructor) are read.
+        section: `metric_name`, `device` and `options` (passed to pyiqa's constructor) are read.
 
     Raises:
         ValueError: no such metric, or not a score per image.
-        RewardError: pyiqa could not build it (missing weights, no network, missing package).
+        RewardError: pyiqa could not build it. Weights that are missing and could not be downloaded are one line.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
-        facts = metric_facts(config.metric_name)
-        self.name = config.name
+    def __init__(self, section: PyiqaSection) -> None:
+        facts = metric_facts(section.metric_name)
+        self.name = section.name
         self.needs_hr = facts.full_reference
         self.one_by_one = facts.one_by_one
         self._batch_verified = False
         self._sign = -1.0 if facts.lower_better else 1.0
-        self._device = torch.device(config.device)
-        with naming(self.name, f"building pyiqa metric '{facts.name}'"):
-            import pyiqa
-
-            # pixels come from uint8, so pyiqa's range check (two passes over each batch) can only cost time
-            self._metric: Any = pyiqa.create_metric(
-                facts.name, device=self._device, check_input_range=False, **config.options
-            )
+        self._device = torch.device(section.device)
+        self._metric = self._built(facts, section)
 
     def score(self, images: U8, lr: U8, hr: U8 | None, scale: int) -> F64:
         """Scores `[G]` of images `[G, 3, H, W]` against hr `[3, H, W]` (full-reference metrics only).
@@ -66,6 +61,21 @@ class IqaReward:
             y = unit_references(self._references(groups), counts, self._device) if self.needs_hr else None
             raw = self._sign * self._raw_scores(x, y)
         return _split(self.name, raw, counts)
+
+    def _built(self, facts: MetricFacts, section: PyiqaSection) -> Any:
+        arguments = {**facts.protocol, **section.options}
+        with naming(self.name, f"building pyiqa metric '{facts.pyiqa_name}'"):
+            import pyiqa
+
+            try:
+                # pixels come from uint8, so pyiqa's range check (two passes over each batch) can only cost time
+                return pyiqa.create_metric(facts.pyiqa_name, device=self._device, check_input_range=False, **arguments)
+            except OSError as error:  # how downloads fail, by whichever library
+                missing = [file for file in section.weights() or () if not file.found]
+                if not missing:
+                    raise
+                why = str(error).partition("\n")[0]
+                raise RewardError(self.name, f"weights could not be loaded ({why}): {missing_text(missing)}") from None
 
     def _references(self, groups: Sequence[RewardInput]) -> list[U8]:
         hrs = []

@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 
 from rewards.base import RewardError
-from rewards.faithfulness import LrConsistency
-from rl.config.reward import RewardConfig
+from rewards.lr_consistency import LrConsistency
+from rewards.sections import LrConsistencySection
 from rl.types import U8
 
 
-def make(**options: float) -> LrConsistency:
-    return LrConsistency(RewardConfig(name="lr", type="lr_consistency", options=dict(options)))
+def make(**fields: float) -> LrConsistency:
+    return LrConsistency(LrConsistencySection(name="lr", **fields))
 
 
 def resized(image: U8, side: int) -> U8:

@@ -15,8 +15,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
 from rewards.base import TaggerError, naming
-from rewards.tags import read_tags
-from rl.config.tagger import TaggerConfig
+from rewards.taggers.sections import ClipTaggerSection, read_tags
 from rl.types import U8
 
 TEXT_BATCH = 256
@@ -27,23 +26,23 @@ class ClipTagger:
 
     Args:
         name: the section of the data, for messages.
-        config: `path`, `tags`, `template`, `top_k`, `threshold` and `device` are read.
+        section: `path`, `tags`, `template`, `top_k`, `threshold` and `device` are read.
 
     Raises:
         TaggerError: the model could not be loaded, or a tag does not fit its text encoder.
     """
 
-    def __init__(self, name: str, config: TaggerConfig) -> None:
+    def __init__(self, name: str, section: ClipTaggerSection) -> None:
         self.name = name
-        self._config = config
-        self._device = torch.device(config.device)
-        with naming(name, f"loading CLIP from {config.path}", TaggerError), torch.no_grad():
-            self._tags = read_tags(Path(config.tags or "").expanduser())
-            folder = Path(config.path or "").expanduser()
+        self._section = section
+        self._device = torch.device(section.device)
+        with naming(name, f"loading CLIP from {section.path}", TaggerError), torch.no_grad():
+            self._tags = read_tags(Path(section.tags).expanduser())
+            folder = Path(section.path).expanduser()
             model: CLIPModel = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
             self._model = model.to(self._device).eval()  # type: ignore[arg-type]  # transformers' stub lacks devices
             self._processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-            texts = [config.template.replace("{}", tag) for tag in self._tags]
+            texts = [section.template.replace("{}", tag) for tag in self._tags]
             parts = [texts[i : i + TEXT_BATCH] for i in range(0, len(texts), TEXT_BATCH)]
             self._text = torch.cat([self._embed_texts(part) for part in parts])
 
@@ -57,10 +56,10 @@ class ClipTagger:
             return []
         with naming(self.name, "tagging with CLIP", TaggerError):
             values, order = self.probabilities(images).sort(dim=1, descending=True, stable=True)
-            keep = values[:, : self._config.top_k] >= self._config.threshold
+            keep = values[:, : self._section.top_k] >= self._section.threshold
             keep[:, 0] = True  # a prompt is never empty
             return [
-                ", ".join(self._tags[index] for index in row[: self._config.top_k][kept].tolist())
+                ", ".join(self._tags[index] for index in row[: self._section.top_k][kept].tolist())
                 for row, kept in zip(order, keep, strict=True)
             ]
 
@@ -70,7 +69,7 @@ class ClipTagger:
         pixels = self._processor.image_processor(
             images=[np.array(image) for image in images], return_tensors="pt", input_data_format="channels_first"
         )["pixel_values"]
-        # by hand and not by get_image_features(), which answers a tensor in transformers 4 and an object in 5
+        # instead of get_image_features(), which returns a tensor in transformers 4 and an object in 5
         pooled = self._model.vision_model(pixel_values=pixels.to(self._device)).pooler_output
         seen = normalize(self._model.visual_projection(pooled), dim=-1)
         logits: Tensor = self._model.logit_scale.exp() * seen @ self._text.T

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from learner.objectives.nft import NFTBatch, NFTObjective
 from torch import Tensor
 
-from learner.objectives.nft import NFTBatch, NFTObjective
 from rl.config.run import RunConfig
 from rl.flow.schedule import flow_sigmas
 from rl.metrics import Key

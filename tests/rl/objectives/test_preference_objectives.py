@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-
 from learner.objectives import build_objective
 from learner.objectives.preference import PreferenceBatch, PreferenceObjective
+
 from rl.config.run import RunConfig
 from rl.metrics import Key
 from rl.objectives.gdpo import sample_error

@@ -1,4 +1,4 @@
-"""Weight-free faithfulness: does the super-resolved image, brought back to LR size, give the LR image?
+"""Weight-free faithfulness: does the super-resolved image, brought back to LR size, match the LR image?
 
     D(SR) = clip( antialiased bicubic (a = -1/2) of SR to LR size, 0, 1 )      not re-quantised to 8 bits
     MSE   = mean over 3 channels and all LR pixels of ( D(SR) - LR )^2         pixels in [0, 1]
@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from rewards.base import RewardError, RewardInput, checked_scores, naming, score_each
 from rewards.pixels import unit_batch
-from rl.config.reward import RewardConfig
+from rewards.sections import LrConsistencySection
 from rl.types import F64, U8
 
 
@@ -25,15 +25,15 @@ class LrConsistency:
     """PSNR in dB between the downscaled candidate and the LR image.
 
     Args:
-        config: `device` and `options.cap_db` (default 60, the score of a perfect match) are read.
+        section: `device` and `cap_db`, the score of a perfect match, are read.
     """
 
     needs_hr = False
 
-    def __init__(self, config: RewardConfig) -> None:
-        self.name = config.name
-        self.cap_db = float(config.options.get("cap_db", 60.0))
-        self._device = torch.device(config.device)
+    def __init__(self, section: LrConsistencySection) -> None:
+        self.name = section.name
+        self.cap_db = section.cap_db
+        self._device = torch.device(section.device)
 
     def score(self, images: U8, lr: U8, hr: U8 | None, scale: int) -> F64:
         """Scores `[G]` in dB, at most `cap_db`, of images `[G, 3, H, W]` against lr `[3, H/scale, W/scale]`.

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rl.advantages import AGGREGATIONS
+from rl.advantages import decoupled, scalarised
 from rl.types import F64
 
+AGGREGATIONS = {"decoupled": decoupled, "scalarised": scalarised}
 GROUP_SIZES = tuple(range(2, 17))
 PAPER = (("scalarised", 16, 4.3), ("decoupled", 16, 9.9))
 """(aggregation, group size, distinct levels) read off the figure."""

@@ -1,0 +1,86 @@
+"""What the loops of an online and an offline run share: the learner's ranks, ledger, checkpoints, metrics, the stop."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.checkpoints import CHECKPOINTS_DIR, Checkpoints
+from actors.deadline import all_within
+from actors.ledger import Ledger
+from actors.monitor import Monitor, Stopwatch
+from rl.config.training import TrainingSection
+from rl.metrics import Metrics, Value
+from rl.types import F64
+
+if TYPE_CHECKING:
+    from learner.report import TrainReport
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    steps: int
+    interrupted: bool
+
+
+class TrainingLoop:
+    """Owns the step, the ledger and the checkpoints; every wait has a deadline."""
+
+    def __init__(self, config: TrainingSection, learners: Sequence[Any], monitor: Monitor, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.monitor = monitor
+        self.ledger = Ledger()
+        self.step = 0
+        self.stop = asyncio.Event()
+        """Set by an interrupt: the step in progress is finished and saved, then the run ends."""
+        self._settings = config
+        self._learners = learners
+        self._saved: int | None = None
+        self._checkpoints = Checkpoints(run_dir / CHECKPOINTS_DIR, config.checkpoint)
+        self._clock = Stopwatch()
+
+    @property
+    def going(self) -> bool:
+        """There is another step to make."""
+        return self.step < self._settings.train.steps and not self.stop.is_set()
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.step, interrupted=self.step < self._settings.train.steps)
+
+    async def train(
+        self, tasks: Sequence[Any], groups: Sequence[Any], advantages: F64, ordinals: Sequence[int]
+    ) -> "TrainReport":
+        """One batch over all ranks: references to N tasks and N groups, advantages `[N, G]`."""
+        from learner.report import over_ranks
+
+        learner = self._settings.learner
+        share = len(ordinals) // learner.ranks
+        calls = []
+        for rank, actor in enumerate(self._learners):
+            mine = slice(rank * share, (rank + 1) * share)
+            rows: list[F64] = list(advantages[mine])
+            calls.append(actor.train.remote(rows, *tasks[mine], *groups[mine]))
+        reports: list[TrainReport] = await all_within(calls, learner.deadline_s, "learner.train", "learner.deadline_s")
+        self.ledger.train(list(ordinals))
+        return over_ranks(reports)
+
+    def log(self, values: Mapping[str, Value]) -> None:
+        """Write the values of the step that ended; nothing where there are none."""
+        if values:
+            self.monitor.log(Metrics(self.step, self._clock(), values))
+
+    async def load(self) -> None:
+        """Resume from the newest checkpoint."""
+        deadline_s = self._settings.learner.deadline_s
+        self.step, self.ledger = await self._checkpoints.load(self._learners, deadline_s)
+        self._saved = self.step
+
+    async def save_if_due(self, *, at_the_end: bool = False) -> None:
+        """Every `checkpoint.every` steps, and where a run ends."""
+        if self._saved != self.step and (at_the_end or self.step % self._settings.checkpoint.every == 0):
+            await self._checkpoints.save(self.step, self.ledger, self._learners, self._settings.learner.deadline_s)
+            self._saved = self.step

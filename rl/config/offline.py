@@ -1,0 +1,69 @@
+"""An offline run: groups come from pools of candidates on disk; no process samples and none scores."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+
+from rl.config.base import InputPath, Section
+from rl.config.training import TrainingSection
+
+
+class PoolSection(Section):
+    """Pools of mined candidates, in the layout of `rl.data.pools`."""
+
+    path: Annotated[list[str], Field(min_length=1), InputPath()]
+    """Folders with a `pool.jsonl`. A single string is accepted."""
+    group_size: int = Field(ge=2)
+    """G: the first G candidates of each LR image; every image needs as many."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class ScoreSection(Section):
+    """One stored score, and how it counts."""
+
+    name: str = Field(min_length=1)
+    """Its key in a pool's `scores`; higher is better."""
+    weight: float = Field(1.0, gt=0)
+    scale: float = Field(1.0, gt=0)
+    """The score's natural unit, as `scale` of an online run's rewards."""
+    attribute: Literal["fidelity", "perceptual"] | None = None
+    """Read by `advantage.aggregation: attribute_aware`."""
+
+
+class OfflineConfig(TrainingSection):
+    """One offline training run."""
+
+    kind: Literal["offline"] = "offline"
+    pools: PoolSection
+    scores: list[ScoreSection] = Field(min_length=1)
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_read(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        raw: dict[str, Any] = dump(self)
+        objective = {key: value for key, value in raw["objective"].items() if key not in self.objective.online_keys}
+        return {**raw, "objective": objective}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.objective.online_only is not None:
+            raise ValueError(f"objective '{self.objective.type}' {self.objective.online_only}; use kind: online")
+        unread = sorted(self.objective.online_keys & self.objective.model_fields_set)
+        if unread:
+            raise ValueError(f"objective.{unread[0]} says how groups are sampled, and pools are; remove it")
+        self.objective.check(self.policy, self.sampler)
+        # whether a pool has HR images is known when it is read
+        self.advantage.check(self.scores, has_hr=True)
+        self._check_shares()
+        self._check_devices({})
+        names = [score.name for score in self.scores]
+        if len(set(names)) != len(names):
+            raise ValueError(f"scores: names must differ, got {names}")
+        return self
+
+    @property
+    def group_size(self) -> int:
+        return self.pools.group_size

@@ -1,0 +1,151 @@
+"""What every run that trains an adapter has, whether its groups are sampled or mined."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+
+from rl.config.advantage import AnyAdvantage, DecoupledSection
+from rl.config.base import ReadWith, Section
+from rl.config.learner import LearnerSection
+from rl.config.monitor import MonitorConfig
+from rl.config.objective import AnyObjective, NFTSection
+from rl.config.open_union import load
+from rl.config.policy import AnyPolicy
+from rl.config.rollout import SAMPLERS, SamplerSection
+
+
+class RunSection(Section):
+    """Where a run writes."""
+
+    dir: str = "runs/isrl"
+    """config.yaml, metrics.jsonl, eval.jsonl, checkpoints/, samples/, lora/ and report.md go here."""
+    name: str = "isrl"
+
+
+class TrainSection(Section):
+    """The loop: each step trains on `groups_per_step` groups and makes one new adapter version."""
+
+    steps: int = Field(100, ge=1)
+    groups_per_step: int = Field(4, ge=1)
+
+
+class CheckpointSection(Section):
+    """Checkpoints of a run; `isrl train ... --resume` continues from the newest."""
+
+    every: int = Field(50, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class RayConfig(Section):
+    """Where the actors run."""
+
+    address: str | None = None
+    """None starts Ray on this machine; `auto` or `ray://host:port` joins a cluster."""
+    num_cpus: Annotated[int | None, ReadWith("address", None)] = None
+    """Logical CPUs of a local Ray; None counts what the roles ask for, so that a laptop never waits for itself."""
+    object_store_mb: Annotated[int, Field(ge=80), ReadWith("address", None)] = 512
+
+
+class TrainingSection(Section):
+    """The sections that kinds `online` and `offline` share."""
+
+    kind: str
+    seed: int = Field(0, ge=0)
+    run: RunSection = RunSection()
+    train: TrainSection = TrainSection()
+    policy: AnyPolicy = Field(default_factory=dict, validate_default=True)
+    """Without a value: the embedded flux2sr preset."""
+    objective: AnyObjective = NFTSection()
+    advantage: AnyAdvantage = DecoupledSection()
+    learner: LearnerSection = LearnerSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    monitor: MonitorConfig = MonitorConfig()
+    ray: RayConfig = RayConfig()
+
+    @property
+    def sampler(self) -> SamplerSection:
+        """The sampler of training groups, whose noise levels objectives train on."""
+        return default_sampler(self.policy.solvers[0])
+
+    @property
+    def eval_sampler(self) -> SamplerSection:
+        """The sampler of an evaluation, and of restoring with the trained adapter."""
+        return self.sampler.deterministic
+
+    @property
+    def group_size(self) -> int:
+        """G, candidates of one LR image."""
+        raise NotImplementedError
+
+    @property
+    def sampled_at_once(self) -> int:
+        """Members that one call of the backbone made."""
+        return self.group_size
+
+    @property
+    def max_policy_lag(self) -> int | None:
+        """The most versions that a group may be behind; None where it may be of any age."""
+        return None
+
+    @property
+    def total_cpus(self) -> float:
+        """Logical CPUs that the roles ask of Ray."""
+        return self.learner.ranks * self.learner.cpus_per_rank
+
+    @property
+    def slots(self) -> int:
+        """How often each member of a group is trained on in one batch."""
+        return self.objective.slots(self.sampler)
+
+    @property
+    def micro_batch(self) -> int:
+        """Members, or pairs, of one forward and backward of the learner."""
+        items = 1 if self.objective.pairs else self.group_size
+        return min(self.learner.micro_batch or self.sampled_at_once, items)
+
+    @property
+    def parts_per_group(self) -> int:
+        """Micro-batches in which a group is trained at one slot."""
+        items = 1 if self.objective.pairs else self.group_size
+        return -(-items // self.micro_batch)
+
+    @property
+    def micro_batches_per_group(self) -> int:
+        return self.slots * self.parts_per_group
+
+    @property
+    def micro_batches_per_update(self) -> int:
+        per_rank = self.train.groups_per_step // self.learner.ranks * self.micro_batches_per_group
+        return per_rank // self.learner.updates_per_batch
+
+    def _check_shares(self) -> None:
+        """Every update of every rank gets as many micro-batches, and each what `objective.order` promises it."""
+        ranks, groups, updates = self.learner.ranks, self.train.groups_per_step, self.learner.updates_per_batch
+        if groups % ranks:
+            raise ValueError(
+                f"train.groups_per_step must be divisible by learner.ranks {ranks}, got {groups}: a group is never "
+                "split over ranks"
+            )
+        if self.objective.update_order == "timesteps":
+            shared, what = self.slots, "slots of a group, so that every update sees every group"
+        else:
+            shared = groups // ranks * self.parts_per_group
+            what = "micro-batches of members of a rank, of which every update gets its share"
+        if shared % updates:
+            raise ValueError(f"learner.updates_per_batch must divide the {shared} {what}; got {updates}")
+
+    def _check_devices(self, roles: Mapping[str, float]) -> None:
+        """Ray hides GPUs from an actor that asks for none, and keeps a GPU from others for an actor that asks."""
+        device = self.policy.device
+        for key, gpus in {**roles, "learner.gpus_per_rank": self.learner.gpus_per_rank}.items():
+            if device == "cuda" and gpus == 0:
+                raise ValueError(f"policy.device 'cuda' needs {key} above 0, got 0; write {key}=1")
+            if device == "cpu" and gpus > 0:
+                raise ValueError(f"{key} must be 0 for policy.device 'cpu', got {gpus:g}; write policy.device=cuda")
+
+
+def default_sampler(solver: str) -> SamplerSection:
+    """A sampler by its solver, with the defaults of its section."""
+    section: SamplerSection = load(SAMPLERS[solver])(solver=solver)
+    return section

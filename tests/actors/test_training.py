@@ -1,0 +1,149 @@
+"""What every loop does with the learner's ranks: rows and carriers shared out, reports put together. Ranks are local
+stand-ins for actors."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.monitor import Monitor
+from actors.training import TrainingLoop
+from learner.report import TrainReport, over_ranks
+from rl.config.load import validate
+from rl.config.offline import OfflineConfig
+from rl.metrics import Key, Metrics, read_metrics
+
+
+def report(**changes: Any) -> TrainReport:
+    values: dict[str, Any] = {
+        "version": 3, "updates": 6, "losses": {Key.LOSS_TOTAL: 1.0, Key.LOSS_KL: 0.25},
+        "maxima": {Key.RATIO_DEVIATION: 0.1}, "grad_norm": 2.0, "lr": 1e-4, "train_s": 5.0,
+    }  # fmt: skip
+    return TrainReport(**{**values, **changes})
+
+
+def test_losses_are_means_and_maxima_maxima_over_ranks() -> None:
+    """The slowest rank's seconds; the gradient's norm and the rate are the same on every rank."""
+    second = report(
+        losses={Key.LOSS_TOTAL: 4.0, Key.LOSS_KL: 0.5},
+        maxima={Key.RATIO_DEVIATION: 0.7, Key.RATIO_FRESH: 0.0},
+        train_s=4.0,
+    )
+    both = over_ranks([report(), second])
+    assert both == report(
+        losses={Key.LOSS_TOTAL: 2.5, Key.LOSS_KL: 0.375}, maxima={Key.RATIO_DEVIATION: 0.7, Key.RATIO_FRESH: 0.0}
+    )
+    assert over_ranks([report()]) == report()
+
+
+def test_a_report_has_the_keys_of_the_table() -> None:
+    values = report().values()
+    assert values == {
+        "loss/total": 1.0, "loss/kl": 0.25, "ratio/max_deviation": 0.1, "optim/grad_norm": 2.0, "optim/lr": 1e-4,
+        "optim/updates": 6.0, "time/train_s": 5.0,
+    }  # fmt: skip
+    assert Metrics(1, 0.0, values).to_json()
+
+
+class Rank:
+    """Remembers what it trained on and answers with its own loss."""
+
+    def __init__(self, loss: float) -> None:
+        self.seen: list[tuple[list[list[float]], tuple[Any, ...]]] = []
+        self.folders: list[Path] = []
+        self.loss = loss
+        self.train = SimpleNamespace(remote=self._train)
+        self.save = SimpleNamespace(remote=self._save)
+        self.load = SimpleNamespace(remote=self._load)
+
+    async def _train(self, rows: list[Any], *carriers: Any) -> TrainReport:
+        self.seen.append(([row.tolist() for row in rows], carriers))
+        return report(losses={Key.LOSS_TOTAL: self.loss})
+
+    async def _save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folders.append(folder)
+
+    async def _load(self, folder: Path) -> int:
+        self.folders.append(folder)
+        return 3
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Callable[..., TrainingLoop]:
+    def make(ranks: list[Rank], **checkpoint: int) -> TrainingLoop:
+        raw = {
+            "kind": "offline",
+            "train": {"steps": 5},
+            "policy": {"type": "naosd"},
+            "objective": {"type": "gdpo"},
+            "pools": {"path": "pool", "group_size": 2},
+            "scores": [{"name": "psnr"}],
+            "learner": {"ranks": len(ranks)},
+            "checkpoint": checkpoint,
+            "monitor": {"progress": False},
+        }
+        config = validate(OfflineConfig, raw, "test")
+        return TrainingLoop(config, ranks, Monitor(config.monitor, tmp_path, "run", 5, {}), tmp_path)
+
+    return make
+
+
+def test_a_group_goes_whole_to_one_rank_with_its_own_advantages(loop: Callable[..., TrainingLoop]) -> None:
+    ranks = [Rank(1.0), Rank(2.0)]
+    made = loop(ranks)
+    advantages = np.arange(8.0).reshape(4, 2)
+
+    async def once() -> TrainReport:
+        for _ in range(4):
+            made.ledger.issue()
+        return await made.train(list("abcd"), list("ABCD"), advantages, range(4))
+
+    assert asyncio.run(once()).losses == {Key.LOSS_TOTAL: 1.5}
+    assert ranks[0].seen == [([[0, 1], [2, 3]], ("a", "b", "A", "B"))]
+    assert ranks[1].seen == [([[4, 5], [6, 7]], ("c", "d", "C", "D"))]
+    assert (made.ledger.trained, made.ledger.pending) == (4, [])
+
+
+def test_it_saves_on_time_once_and_resumes_from_the_newest(loop: Callable[..., TrainingLoop], tmp_path: Path) -> None:
+    ranks = [Rank(1.0), Rank(2.0)]
+    made = loop(ranks, every=2, keep=2)
+
+    async def some() -> None:
+        for step in (1, 2, 3, 4, 5):
+            made.step = step
+            made.ledger.issue()
+            await made.save_if_due()
+        await made.save_if_due(at_the_end=True)
+        await made.save_if_due(at_the_end=True)
+
+    asyncio.run(some())
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-000004", "step-000005"], "two are kept, step 2 is gone, nothing half-written is left"
+    assert [len(rank.folders) for rank in ranks] == [3, 3]
+    again = loop(ranks)
+    asyncio.run(again.load())
+    assert (again.step, again.ledger.next_ordinal, again.ledger.unissued) == (5, 5, [0, 1, 2, 3, 4])
+    assert ranks[1].folders[-1] == tmp_path / "checkpoints" / "step-000005"
+    assert not again.going and not again.outcome.interrupted
+
+
+def test_a_stop_ends_the_loop_before_its_last_step(loop: Callable[..., TrainingLoop]) -> None:
+    made = loop([Rank(1.0)])
+    made.step = 3
+    assert made.going
+    made.stop.set()
+    assert not made.going and made.outcome.interrupted and made.outcome.steps == 3
+
+
+def test_values_are_logged_with_their_step(loop: Callable[..., TrainingLoop], tmp_path: Path) -> None:
+    made = loop([Rank(1.0)])
+    made.log({})
+    made.step = 2
+    made.log(report().values())
+    (record,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (record.step, record.values["loss/total"]) == (2, 1.0)

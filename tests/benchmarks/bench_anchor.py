@@ -1,0 +1,160 @@
+"""What policy lag costs a step of NFT, by the anchor of its implicit policies: `objective.anchor` newest or behaviour.
+
+    uv run python tests/benchmarks/bench_anchor.py OUT.jsonl [--seeds 0 1 2] [--lags 0 1 2 4] [--steps 16] [--smoke]
+
+The quickstart's recipe with the real worker, rewards and learner in one process and without Ray, so that lag is exact:
+the groups of step s are sampled with version max(0, s - lag). Judged by the EMA on crops of photographs that nothing
+was trained on, before, in the middle and after. A run that is in OUT already is not repeated. Left out: what lag saves,
+which is `bench_overlap.py`'s.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rl.config.load import load_config
+from rl.config.run import RunConfig
+from rl.data.source import TaskSource
+from rl.evaluation.bootstrap import paired_bootstrap
+from rl.seeding import derive_seed, member_seeds
+from rl.types import F64, RolloutGroup, SRTask, TrainGroup
+
+ROOT = Path(__file__).parents[2]
+KODAK = ROOT.parent / "shared" / "data" / "hr_photos" / "kodak"
+HELD_OUT = [
+    *(str(KODAK / f"kodim{k:02d}.png") for k in (3, 6, 10, 17, 20, 24)),
+    *(f"skimage:{name}" for name in ("coffee", "chelsea", "rocket", "motorcycle_left")),
+]
+CROPS = 72
+ANCHORS = ("newest", "behaviour")
+
+
+def recipe(seed: int, lag: int, anchor: str, steps: int, crops: int) -> RunConfig:
+    """The quickstart on one rank."""
+    photos = [path for path in HELD_OUT if path.startswith("skimage:") or Path(path).is_file()]
+    return load_config(
+        ROOT / "configs" / "quickstart.yaml",
+        [
+            f"seed={seed}",
+            f"train.max_policy_lag={lag}",
+            f"train.steps={steps}",
+            f"objective.anchor={anchor}",
+            "learner.ranks=1",
+            "learner.threads=1",
+            f"eval.crops={crops}",
+            f"eval.data.path={photos}",
+        ],
+    )
+
+
+class LaggedLoop:
+    """One process; versions older than the newest are kept for sampling."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from learner.learner import Learner
+        from rewards.server import RewardServer
+        from rl.rollout import RolloutWorker
+
+        self.config = config
+        self.worker = RolloutWorker(config)
+        self.learner = Learner(config)
+        self.servers = [RewardServer(reward) for reward in config.rewards]
+        self.source = TaskSource(config.data, config.seed)
+        self.published = [self.learner.snapshot()]
+
+    def step(self, s: int) -> None:
+        """Sample with the version that lag allows, score, train."""
+        config, count = self.config, self.config.train.groups_per_step
+        self.worker.install(self.published[max(0, s - config.train.max_policy_lag)])
+        tasks = [self.source.task(s * count + i) for i in range(count)]
+        size = config.group_size
+        groups = [self.worker.rollout(t, member_seeds(config.seed, t.ordinal, size))[1] for t in tasks]
+        scores = np.stack([self._score(task, group) for task, group in zip(tasks, groups, strict=True)])
+        advantages = config.advantage.advantages(scores, config.rewards, tasks).advantages
+        self.learner.train([TrainGroup(t, g, a) for t, g, a in zip(tasks, groups, advantages, strict=True)])
+        self.published.append(self.learner.snapshot())
+
+    def _score(self, task: SRTask, group: RolloutGroup) -> F64:
+        return np.stack([server.score([task], [group])[0].scores for server in self.servers], axis=1)
+
+    def judge(self) -> tuple[list[str], F64]:
+        """(photograph, scores `[R]`) of the EMA on every held-out crop, the same noise at every call."""
+        section = self.config.eval
+        assert section is not None
+        self.worker.install(self.learner.ema_snapshot())
+        tasks = TaskSource(section.data, 0).grid(section.crops)
+        groups = [self.worker.rollout(t, (derive_seed("eval", t.lr_id, 0),), training=False)[1] for t in tasks]
+        scores = [self._score(task, group)[0] for task, group in zip(tasks, groups, strict=True)]
+        return [task.lr_id.partition("@")[0] for task in tasks], np.stack(scores)
+
+
+def run(config: RunConfig, judged_at: Sequence[int]) -> dict[str, object]:
+    """Scores of the held-out crops before and after each of `judged_at` steps."""
+    loop = LaggedLoop(config)
+    photos, before = loop.judge()
+    scores = {"0": before.tolist()}
+    for s in range(config.train.steps):
+        loop.step(s)
+        if s + 1 in judged_at:
+            scores[str(s + 1)] = loop.judge()[1].tolist()
+    return {"photos": photos, "scores": scores, "names": [reward.name for reward in config.rewards]}
+
+
+def variants(lags: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Without lag both anchors are one."""
+    for lag in lags:
+        for anchor in ANCHORS if lag else ANCHORS[:1]:
+            yield lag, anchor
+
+
+def table(records: Sequence[dict[str, object]]) -> str:
+    """Change of every reward after each number of steps, mean over seeds, interval over photographs."""
+    rows = ["| lag | anchor | seeds | steps | reward | change, 95 % over photographs |", "|---|---|---|---|---|---|"]
+    keys = dict.fromkeys((r["lag"], r["anchor"]) for r in records)
+    for lag, anchor in keys:
+        runs = [r for r in records if (r["lag"], r["anchor"]) == (lag, anchor)]
+        clusters = np.unique(np.concatenate([np.array(r["photos"]) for r in runs]), return_inverse=True)[1]
+        for steps in [key for key in runs[0]["scores"] if key != "0"]:  # type: ignore[attr-defined]  # plain JSON
+            before, after = (np.concatenate([np.array(r["scores"][k]) for r in runs]) for k in ("0", steps))  # type: ignore[index]  # plain JSON
+            for k, name in enumerate(runs[0]["names"]):  # type: ignore[arg-type, var-annotated]  # plain JSON
+                change = paired_bootstrap(before[:, k], after[:, k], clusters=clusters)
+                rows.append(
+                    f"| {lag} | {anchor} | {len(runs)} | {steps} | {name} | {change.mean:+.4f} "
+                    f"[{change.low:+.4f}, {change.high:+.4f}] |"
+                )
+    return "\n".join(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--lags", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--smoke", action="store_true", help="one step, two crops, lag 1")
+    options = parser.parse_args(argv)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29577")
+    steps, crops = (1, 2) if options.smoke else (options.steps, CROPS)
+    seeds, lags = ([0], [1]) if options.smoke else (options.seeds, options.lags)
+    out: Path = options.out
+    records = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+    for seed in seeds:
+        for lag, anchor in variants(lags):
+            facts = {"seed": seed, "lag": lag, "anchor": anchor, "steps": steps, "crops": crops}
+            if any(all(record[key] == value for key, value in facts.items()) for record in records):
+                continue
+            found = run(recipe(seed, lag, anchor, steps, crops), sorted({steps // 2, steps} - {0}))
+            records.append({**facts, **found})
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(records[-1]) + "\n")
+            print(f"seed {seed} lag {lag} {anchor}: done", flush=True)
+    print(table([record for record in records if record["steps"] == steps]))
+
+
+if __name__ == "__main__":
+    main()
