@@ -96,4 +96,5 @@ DATA: dict[str, str] = {
     "lr": "rl.config.data:LRData",
     "paired": "rl.config.data:PairedData",
 }
-AnyData = Annotated[DataSection, OpenUnion(DATA, base=DataSection, key="kind", default="hr")]
+DATA_UNION = OpenUnion(DATA, base=DataSection, key="kind", default="hr")
+AnyData = Annotated[DataSection, DATA_UNION]

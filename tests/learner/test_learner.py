@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learner.objectives import build_objective
 
 from learner.engine import build_optimizer
 from learner.learner import Learner
+from learner.objectives import build_objective
 from rl.config.run import RunConfig
 from rl.policies import load_policy
 from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters

@@ -19,7 +19,8 @@ from torch import Tensor
 from rl.config.run import RunConfig
 from rl.export import LORA_FILE, export_lora, read_lora_header
 from rl.policies import load_policy
-from rl.policies.lora import POLICY, adapter_parameters, add_adapters, attach_file, take_snapshot
+from rl.policies.lora import POLICY, Adapters, take_snapshot
+from rl.restoration.adapter import attach_adapter
 from rl.types import LoraSnapshot
 
 RANK, ALPHA = 4, 6
@@ -29,9 +30,9 @@ TARGETS = ["attn_add", "attn_add_single", "attn_add_ffn"]
 @torch.no_grad()
 def velocity(policy: Any) -> Tensor:
     x = torch.randn(2, 16, 2, 2, generator=torch.Generator().manual_seed(0))
-    condition = policy.encode(np.arange(192, dtype=np.uint8).reshape(3, 8, 8), 4)
-    policy.backbone.eval()
-    return policy.velocity(x, torch.tensor([0.3, 0.8]), [condition])
+    condition = policy.condition(np.arange(192, dtype=np.uint8).reshape(3, 8, 8), 4)
+    policy.transformer.eval()
+    return policy.prediction(x, torch.tensor([0.3, 0.8]), [condition])
 
 
 @pytest.fixture
@@ -45,8 +46,7 @@ def config(run_config: Callable[..., RunConfig], request: pytest.FixtureRequest)
 def trained(config: RunConfig) -> tuple[Tensor, LoraSnapshot]:
     """(velocity, snapshot) of a policy whose adapter has an effect."""
     policy = load_policy(config.policy)
-    add_adapters(policy.backbone, config.policy.lora, (POLICY,))
-    parameters = adapter_parameters(policy.backbone, POLICY)
+    parameters = Adapters(policy, POLICY).parameters(POLICY)
     base = velocity(policy)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_diffusers_loads_the_file_with_the_same_effect(
     expected, snapshot = trained
     export_lora(tmp_path, snapshot, config, step=1, rewards=[])
     other = load_policy(config.policy)
-    other.backbone.load_lora_adapter(str(tmp_path), weight_name=LORA_FILE, prefix="transformer")
+    other.transformer.load_lora_adapter(str(tmp_path), weight_name=LORA_FILE, prefix="transformer")
     torch.testing.assert_close(velocity(other), expected, rtol=0, atol=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_flux2_pipeline_loads_the_folder(
     export_lora(tmp_path, snapshot, config, step=1, rewards=[])
     other = load_policy(config.policy)
     base = velocity(other)
-    pipeline = Flux2Pipeline(FlowMatchEulerDiscreteScheduler(), other.vae, None, None, other.backbone)
+    pipeline = Flux2Pipeline(FlowMatchEulerDiscreteScheduler(), other.vae, None, None, other.transformer)
     pipeline.load_lora_weights(str(tmp_path))
     torch.testing.assert_close(velocity(other), expected, rtol=0, atol=1e-6)
     pipeline.unload_lora_weights()
@@ -86,12 +86,12 @@ def test_flux2_pipeline_loads_the_folder(
 
 
 @pytest.mark.parametrize("config", TARGETS, indirect=True)
-def test_attach_file_needs_no_config(config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path) -> None:
+def test_restoring_needs_no_config(config: RunConfig, trained: tuple[Tensor, LoraSnapshot], tmp_path: Path) -> None:
     """Rank, alpha and modules come from the header."""
     expected, snapshot = trained
     file = export_lora(tmp_path, snapshot, config, step=1, rewards=[])
     other = load_policy(config.policy)
-    attach_file(other.backbone, file)
+    attach_adapter(other, file)
     torch.testing.assert_close(velocity(other), expected, rtol=0, atol=1e-6)
 
 

@@ -1,8 +1,8 @@
 """Shares of smooth and detailed pixels: the numbers of the published code, the laws of the measure, and refusals.
 
 `tests/rl/golden/attribute_shares.json` says how its numbers were made. `ARF_SCORES` and `ARF_PUBLISHED` are of the same
-commit: `AdaptiveReward.forward` of `GDPOSR/losses/grpo.py` on a random table, whose columns replace the three metrics; that
-code returns float32.
+commit: `AdaptiveReward.forward` of `GDPOSR/losses/grpo.py` on a random table, whose columns replace the three metrics;
+that code returns float32.
 """
 
 import json

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.data import DataConfig
+from rl.config.data import PhotoData
 from rl.data.prompts import load_prompts
 from rl.data.source import TaskSource
 from rl.errors import MissingInput
@@ -12,8 +12,8 @@ from rl.errors import MissingInput
 NAMES = ("skimage:camera", "skimage:brick")
 
 
-def config(**values: object) -> DataConfig:
-    return DataConfig(path=list(NAMES), crop=64, **values)
+def config(**values: object) -> PhotoData:
+    return PhotoData.model_validate({"path": list(NAMES), "crop": 64, **values})
 
 
 def test_one_text_for_all_with_the_published_suffix() -> None:

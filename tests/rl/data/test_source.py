@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rl.config.data import DataConfig
+from rl.config.data import DATA_UNION
 from rl.data.source import TaskSource
 from rl.types import SRTask
 
@@ -41,7 +41,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def source(seed: int = 0, **settings: object) -> TaskSource:
-    return TaskSource(DataConfig(**settings), seed)
+    return TaskSource(DATA_UNION.validate(settings), seed)
 
 
 def fingerprint(task: SRTask) -> tuple[object, ...]:
@@ -163,3 +163,36 @@ def test_pictures_of_equal_name_in_two_folders_are_both_used(tmp_path: Path) -> 
     stream = source(path=[str(tmp_path / "a"), str(tmp_path / "b")], crop=32)
     reds = {int(stream.task(ordinal).hr[0, 0, 0]) for ordinal in range(2)}  # type: ignore[index]
     assert reds == {0, 1}
+
+
+class TestVaried:
+    def test_half_of_the_images_are_mirrored_with_their_ground_truth(self, folder: Path) -> None:
+        """The LR image of a mirrored task is the mirrored LR image of the task as it is."""
+        plain, flipped = source(path=[str(folder)], crop=64), source(path=[str(folder)], crop=64, flip=True)
+        mirrored = 0
+        for ordinal in range(40):
+            a, b = plain.task(ordinal), flipped.task(ordinal)
+            assert a.hr is not None and b.hr is not None
+            if np.array_equal(a.hr, b.hr):
+                assert np.array_equal(a.lr, b.lr) and a.lr_id == b.lr_id
+                continue
+            mirrored += 1
+            assert np.array_equal(a.hr[:, :, ::-1], b.hr) and np.array_equal(a.lr[:, :, ::-1], b.lr)
+            assert b.lr_id == f"{a.lr_id},mirrored"
+        assert 10 <= mirrored <= 30
+
+    def test_a_random_enlargement_is_each_of_three_and_the_same_again(self, folder: Path) -> None:
+        ways = [source(path=[str(folder)], crop=64, enlargement="random").task(k).enlargement for k in range(60)]
+        assert ways == [
+            source(path=[str(folder)], crop=64, enlargement="random").task(k).enlargement for k in range(60)
+        ]
+        assert min(Counter(ways)[way] for way in ("bicubic", "bilinear", "area")) >= 10
+
+    def test_without_either_a_task_is_enlarged_bicubically(self, folder: Path) -> None:
+        assert {source(path=[str(folder)], crop=64).task(k).enlargement for k in range(20)} == {"bicubic"}
+
+    def test_held_out_crops_are_never_varied(self, folder: Path) -> None:
+        varied = source(path=[str(folder)], crop=64, flip=True, enlargement="random").grid(4)
+        plain = source(path=[str(folder)], crop=64).grid(4)
+        assert [fingerprint(task) for task in varied] == [fingerprint(task) for task in plain]
+        assert {task.enlargement for task in varied} == {"bicubic"}

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+
 from learner.objectives import build_objective
 from learner.objectives.grpo import GRPOBatch, GRPOObjective
-
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.metrics import Key

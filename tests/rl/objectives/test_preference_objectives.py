@@ -1,4 +1,5 @@
-"""GDPO and Diffusion-DPO on the learner: what a micro-batch holds, what the reference is, where gradients go."""
+"""GDPO and Diffusion-DPO on the learner: what a micro-batch holds, what the reference is, where gradients go, on a
+one-step DDPM and on a flow."""
 
 import math
 from collections.abc import Callable
@@ -6,159 +7,169 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from learner.objectives import build_objective
-from learner.objectives.preference import PreferenceBatch, PreferenceObjective
 
 from rl.config.run import RunConfig
 from rl.metrics import Key
-from rl.objectives.gdpo import sample_error
-from rl.policies import load_policy
-from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters, using
-from rl.policies.naosd.policy import NAOSD
-from rl.types import RolloutGroup, SRTask, TrainGroup
+from rl.objectives.preference import PreferenceBatch, PreferenceObjective, sample_error
+from rl.policies.lora import POLICY
+from rl.preferences import train_item
+from rl.types import PreferencePairs, TrainGroup, TrainItem
 
-MEMBERS = 4
-
-
-@pytest.fixture
-def config(naosd_config: Callable[..., RunConfig]) -> RunConfig:
-    return naosd_config()
+Build = Callable[..., PreferenceObjective]
+Configure = Callable[..., RunConfig]
+MakeGroup = Callable[..., TrainGroup]
+Randomise = Callable[..., None]
 
 
 @pytest.fixture
-def policy(config: RunConfig) -> NAOSD:
-    policy = load_policy(config.policy)
-    assert isinstance(policy, NAOSD)
-    policy.backbone.eval()
-    add_adapters(policy.backbone, config.policy.lora, (POLICY, OLD))
-    return policy
+def configure(
+    request: pytest.FixtureRequest, naosd_config: Configure, run_config: Configure
+) -> Callable[[str, str], RunConfig]:
+    """A run by policy and objective."""
+
+    def make(policy: str, objective: str, *overrides: str) -> RunConfig:
+        config = {"naosd": naosd_config, "flux2sr": run_config}[policy]
+        return config(f"objective={{type: {objective}}}", *overrides)
+
+    return make
+
+
+@pytest.fixture
+def objective(build: Build, naosd_config: Configure) -> PreferenceObjective:
+    return build(naosd_config())
+
+
+def items(objective: PreferenceObjective, *groups: TrainGroup) -> list[TrainItem]:
+    """What the controller hands the learner of these groups."""
+    pairs = objective.run_config.objective.pairs
+    return [train_item(group.task, group.group, group.advantages, pairs=pairs) for group in groups]
+
+
+def batches(objective: PreferenceObjective, *groups: TrainGroup) -> list[PreferenceBatch]:
+    return list(objective.micro_batches(items(objective, *groups), 0))
 
 
 @torch.no_grad()
-def randomise(policy: NAOSD, seed: int = 1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in adapter_parameters(policy.backbone, POLICY).values():
-        parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+def errors(objective: PreferenceObjective, batch: PreferenceBatch, adapter: str | None = POLICY) -> torch.Tensor:
+    z_t = objective.policy.noised(batch.z, batch.eps, batch.t)
+    with objective.adapters.using(adapter):
+        prediction = objective.policy.prediction(z_t, batch.t, [batch.condition])
+    return sample_error(prediction, objective.policy.target(batch.z, batch.eps, batch.t))
 
 
-def make_group(ordinal: int, advantages: tuple[float, ...] = (-1.2, 0.1, 1.4, -0.3)) -> TrainGroup:
-    rng = np.random.default_rng(ordinal)
-    lr = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
-    images = rng.integers(0, 256, (MEMBERS, 3, 32, 32), dtype=np.uint8)
-    latents = np.zeros((MEMBERS, 4, 4, 4), np.float32)
-    group = RolloutGroup(ordinal, "photo", ordinal + 5, "digest", tuple(range(MEMBERS)), latents, images)
-    return TrainGroup(SRTask(ordinal, "photo", lr, None, 4, 0), group, np.array(advantages))
-
-
-def batches(policy: NAOSD, config: RunConfig, groups: list[TrainGroup]) -> list[PreferenceBatch]:
-    objective = build_objective(policy, config)
-    assert isinstance(objective, PreferenceObjective)
-    return list(objective.micro_batches(groups, 0))
-
-
-def test_latents_are_the_images_encoded_again(policy: NAOSD, config: RunConfig) -> None:
+def test_latents_are_the_images_encoded_again(objective: PreferenceObjective, make_group: MakeGroup) -> None:
     """One micro-batch a group; z comes from the scored uint8 images, not from the rollout's latents."""
     groups = [make_group(3), make_group(8)]
-    found = batches(policy, config, groups)
-    assert [batch.policy_version for batch in found] == [8, 13]
+    found = batches(objective, *groups)
+    assert [(batch.ordinal, batch.policy_version, batch.share) for batch in found] == [(3, 8, 1.0), (8, 13, 1.0)]
     for batch, group in zip(found, groups, strict=True):
-        torch.testing.assert_close(batch.z, policy.encode_hr(group.group.images))
-        assert batch.advantages.tolist() == pytest.approx(list(group.advantages))
+        torch.testing.assert_close(batch.z, objective.policy.encode_hr(group.group.images))
+        assert batch.coefficients.tolist() == pytest.approx(list(2500 * group.advantages))
 
 
 def test_gdpo_draws_noise_per_member_or_group_and_dpo_one_for_the_pair(
-    policy: NAOSD, naosd_config: Callable[..., RunConfig]
+    build: Build, naosd_config: Configure, make_group: MakeGroup
 ) -> None:
-    gdpo = batches(policy, naosd_config(), [make_group(3)])[0].eps
+    gdpo = batches(build(naosd_config()), make_group(3))[0].eps
     assert not torch.equal(gdpo[0], gdpo[1])
-    shared = batches(policy, naosd_config("objective.noise=group"), [make_group(3)])[0].eps
+    shared = batches(build(naosd_config("objective.noise=group")), make_group(3))[0].eps
     assert all(torch.equal(member, shared[0]) for member in shared)
-    pair = batches(policy, naosd_config("objective.type=diffusion_dpo"), [make_group(3)])[0]
+    objective = build(naosd_config("objective.type=diffusion_dpo"))
+    (pair,) = batches(objective, make_group(3))
     assert torch.equal(pair.eps[0], pair.eps[1])
-    assert pair.advantages.tolist() == pytest.approx([1.4, -1.2])
-    torch.testing.assert_close(pair.z, policy.encode_hr(make_group(3).group.images[[2, 0]]))
+    assert pair.coefficients.tolist() == [2500.0, -2500.0]
+    torch.testing.assert_close(pair.z, objective.policy.encode_hr(make_group(3).group.images[[2, 0]]))
+
+
+def test_on_a_flow_members_have_levels_of_their_own_and_a_pair_shares_one(
+    build: Build, run_config: Configure, make_group: MakeGroup
+) -> None:
+    """Levels are uniform in [0, 1), as flow matching is trained; what shares its noise shares its level."""
+    (own,) = batches(build(run_config("objective={type: gdpo}")), make_group(3))
+    assert len(set(own.t.tolist())) == 4 and all(0 <= t < 1 for t in own.t.tolist())
+    (shared,) = batches(build(run_config("objective={type: gdpo, noise: group}")), make_group(3))
+    (pair,) = batches(build(run_config("objective={type: diffusion_dpo}")), make_group(3))
+    assert len(set(shared.t.tolist())) == len(set(pair.t.tolist())) == 1
 
 
 def test_noise_depends_on_seed_and_ordinal_not_on_the_company(
-    policy: NAOSD, naosd_config: Callable[..., RunConfig]
+    build: Build, naosd_config: Configure, make_group: MakeGroup
 ) -> None:
-    config = naosd_config("objective.draws=2")
-    alone, beside = (batches(policy, config, groups) for groups in ([make_group(8)], [make_group(3), make_group(8)]))
+    objective = build(naosd_config("objective.draws=2"))
+    alone, beside = batches(objective, make_group(8)), batches(objective, make_group(3), make_group(8))
     assert len(alone) == 2 and not torch.equal(alone[0].eps, alone[1].eps)
     assert all(torch.equal(one.eps, other.eps) for one, other in zip(alone, beside[1::2], strict=True))
 
 
 @pytest.mark.parametrize("kind", ["gdpo", "diffusion_dpo"])
+@pytest.mark.parametrize("policy", ["naosd", "flux2sr"])
 def test_at_the_start_the_loss_is_ln_2_and_has_a_gradient(
-    policy: NAOSD, naosd_config: Callable[..., RunConfig], kind: str
+    build: Build, configure: Callable[..., RunConfig], make_group: MakeGroup, policy: str, kind: str
 ) -> None:
     """B = 0 makes policy and reference equal, so the margin is 0; the gradient is not."""
-    objective = build_objective(policy, naosd_config(f"objective.type={kind}"))
-    loss = objective(next(objective.micro_batches([make_group(0)], 0)))
-    assert loss.total.item() == pytest.approx(math.log(2), abs=1e-5)
-    assert abs(loss.terms[Key.LOSS_MARGIN].item()) < 1e-4 and loss.terms[Key.LOSS_DRIFT].item() < 1e-12
-    loss.total.backward()
-    trained = adapter_parameters(policy.backbone, POLICY)
-    assert sum(p.grad.square().sum().item() for n, p in trained.items() if "lora_B" in n and p.grad is not None) > 0
-    with_gradient = {id(p) for p in policy.backbone.parameters() if p.grad is not None}
-    assert with_gradient == {id(p) for p in trained.values()}
-    assert all(p.grad is None for p in policy.vae.parameters())
-
-
-@torch.no_grad()
-def test_the_reference_is_the_base_and_shares_the_noise(policy: NAOSD, config: RunConfig) -> None:
-    """margin = -omega/2 sum A (e_theta - e_ref), with both predictions taken one by one on the same z~."""
-    randomise(policy)
-    objective = build_objective(policy, config)
-    batch = batches(policy, config, [make_group(0)])[0]
+    objective = build(configure(policy, kind))
+    (batch,) = batches(objective, make_group(0))
     loss = objective(batch)
-    z_t = policy.noised(batch.z, batch.eps)
-    errors = []
-    for adapter in (POLICY, None):
-        with using(policy.backbone, adapter):
-            errors.append(sample_error(policy.epsilon(z_t, [batch.condition]), batch.eps))
-    margin = -2500 * float((batch.advantages * (errors[0] - errors[1])).sum())
+    assert loss.total.item() == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(loss.terms[Key.LOSS_MARGIN].item()) < 2e-6 and loss.terms[Key.LOSS_DRIFT].item() < 1e-12
+    loss.total.backward()
+    trained = objective.adapters.parameters(POLICY)
+    assert sum(p.grad.square().sum().item() for n, p in trained.items() if "lora_B" in n and p.grad is not None) > 0
+    with_gradient = {id(p) for p in objective.parameters() if p.grad is not None}
+    assert with_gradient == {id(p) for p in trained.values()}
+
+
+def test_the_reference_is_the_base_and_shares_the_noise(
+    objective: PreferenceObjective, make_group: MakeGroup, randomise: Randomise
+) -> None:
+    """margin = -omega/2 sum A (e_theta - e_ref), with both predictions taken one by one on the same z~."""
+    randomise(objective, POLICY, 1)
+    group = make_group(0)
+    (batch,) = batches(objective, group)
+    loss = objective(batch)
+    e_theta, e_ref = errors(objective, batch), errors(objective, batch, None)
+    margin = -2500 * float((torch.from_numpy(group.advantages) * (e_theta - e_ref)).sum())
     assert abs(margin) > 0.01
     assert loss.terms[Key.LOSS_MARGIN].item() == pytest.approx(margin, rel=1e-3)
-    assert loss.terms[Key.LOSS_ERROR].item() == pytest.approx(float(errors[0].mean()), rel=1e-5)
+    assert loss.terms[Key.LOSS_ERROR].item() == pytest.approx(float(e_theta.mean()), rel=1e-5)
 
 
-def test_one_step_moves_good_members_errors_down_and_bad_ones_up(policy: NAOSD, config: RunConfig) -> None:
-    randomise(policy)
-    objective = build_objective(policy, config)
-    batch = next(objective.micro_batches([make_group(0)], 0))
-    assert isinstance(batch, PreferenceBatch)
-
-    def errors() -> torch.Tensor:
-        return sample_error(policy.epsilon(policy.noised(batch.z, batch.eps), [batch.condition]), batch.eps)
-
-    trained = list(adapter_parameters(policy.backbone, POLICY).values())
-    gradients = torch.autograd.grad(objective(batch).total, trained)
+@pytest.mark.parametrize("kind", ["gdpo", "diffusion_dpo"])
+@pytest.mark.parametrize("policy", ["naosd", "flux2sr"])
+def test_one_step_raises_the_margin(
+    build: Build,
+    configure: Callable[..., RunConfig],
+    make_group: MakeGroup,
+    randomise: Randomise,
+    policy: str,
+    kind: str,
+) -> None:
+    """Good members' errors fall against bad ones': sum c_i e_i falls, by the same noise the loss falls."""
+    objective = build(configure(policy, kind))
+    randomise(objective, POLICY, 1)
+    (batch,) = batches(objective, make_group(0))
+    trained = list(objective.adapters.parameters(POLICY).values())
+    loss = objective(batch)
+    gradients = torch.autograd.grad(loss.total, trained)
+    before = errors(objective, batch)
     with torch.no_grad():
-        before = errors()
         norm = torch.nn.utils.get_total_norm(gradients)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter -= 1e-3 * gradient / norm
-        moved = errors() - before
-    assert float((batch.advantages * moved).sum()) < 0
+        after = objective(batch)
+    assert float((batch.coefficients * (errors(objective, batch) - before)).sum()) < 0
+    assert after.terms[Key.LOSS_MARGIN] > loss.terms[Key.LOSS_MARGIN]
+    assert after.total.item() < loss.total.item()
 
 
-def test_nft_on_one_step_is_the_loss_of_the_predicted_x0(policy: NAOSD, naosd_config: Callable[..., RunConfig]) -> None:
-    """Forced NFT: velocity x_t - x0_hat at t = 1, so on the behaviour the loss is the normalised x0 error's."""
-    config = naosd_config("objective={type: nft, allow_one_step: true, kl_weight: 0, timestep_fraction: 1}")
-    objective = build_objective(policy, config)
-    batch = next(objective.micro_batches([make_group(0)], 0))
-    loss = objective(batch)
-    with torch.no_grad():
-        z_t = policy.noised(batch.x0, batch.eps)
-        error = policy.clean(z_t, policy.epsilon(z_t, [batch.condition])) - batch.x0
-        normalised = error.square().flatten(1).mean(1) / error.abs().flatten(1).mean(1)
-    assert loss.terms[Key.LOSS_POLICY].item() == pytest.approx(5 * float(normalised.mean()), rel=1e-4)
-
-
-def test_a_policy_of_the_wrong_kind_is_refused_by_the_config(naosd_config: Callable[..., RunConfig]) -> None:
-    flow = "policy={type: flux2sr}"
-    with pytest.raises(ValueError, match="objective 'gdpo' needs a one-step generator, got policy 'flux2sr'"):
-        naosd_config(flow)
-    with pytest.raises(ValueError, match="allow_one_step: true"):
-        naosd_config("objective={type: nft}")
+def test_pairs_of_a_pool_are_weighed(build: Build, naosd_config: Configure, make_group: MakeGroup) -> None:
+    """Two pairs of one group, weights 3 and 1: one micro-batch each, shares 3/4 and 1/4, each with noise of its own."""
+    objective = build(naosd_config("objective.type=diffusion_dpo"))
+    group = make_group(0)
+    pool = PreferencePairs(group.task, group.group, np.array([2, 1]), np.array([0, 3]), np.array([3.0, 1.0]))
+    first, second = objective.micro_batches([pool], 0)
+    assert (first.share, second.share) == (0.75, 0.25)
+    assert not torch.equal(first.eps, second.eps)
+    torch.testing.assert_close(second.z, objective.policy.encode_hr(group.group.images[[1, 3]]))
+    losses = [objective(batch).total.item() for batch in (first, second)]
+    assert losses == pytest.approx([0.75 * math.log(2), 0.25 * math.log(2)], abs=1e-6)

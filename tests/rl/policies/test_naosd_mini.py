@@ -1,20 +1,20 @@
 """The embedded one-step preset: small, better looking than bicubic, and its t_add trades fidelity for detail."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rl.perceptual import Lpips
-from rl.policies.folders import policy_folder
 from torch import Tensor
 
 from learner.pretraining.report import held_out_crops, psnr_y
-from rl.config.policy import PolicyConfig
-from rl.config.pretrain import load_pretrain_config
+from rl.config.load import load_pretrain_config
+from rl.config.policy import policy_section
+from rl.config.rollout import OneStepSection
+from rl.objectives.lpips import Lpips
 from rl.policies import load_policy
-from rl.policies.base import from_uint8, member_noise
-from rl.policies.naosd.policy import NAOSD
+from rl.policies.base import Policy, from_uint8, member_noise
 from rl.types import U8
 
 
@@ -30,17 +30,21 @@ def crops(shared_data: Path) -> list[tuple[Tensor, U8]]:
     ]
 
 
+@cache
+def preset(t_add: int) -> Policy:
+    return load_policy(policy_section(type="naosd", t_add=t_add))
+
+
 def restored(t_add: int, lr: U8, samples: int = 4) -> Tensor:
-    policy = load_policy(PolicyConfig(type="naosd", t_add=t_add))
-    assert isinstance(policy, NAOSD)
+    policy = preset(t_add)
     with torch.no_grad():
-        condition = policy.encode(lr, 4)
+        condition = policy.condition(lr, 4)
         noise = member_noise(range(samples), policy.latent_shape(condition), torch.device("cpu"))
-        return policy.decode(policy.generate(noise, [condition])).clamp(-1, 1)
+        return policy.decode(policy.sample(noise, [condition], OneStepSection())).clamp(-1, 1)
 
 
 def test_its_files_are_under_8_mb_and_half_precision() -> None:
-    folder = policy_folder(PolicyConfig(type="naosd"))
+    folder = policy_section(type="naosd").folder()
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 8_000_000
     assert not list(folder.rglob("text_encoder")) and (folder / "README.md").is_file()
