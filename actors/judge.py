@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rewards import RewardError, build_reward, check_reward
+from rewards import RewardError, build_reward, check_reward, check_weights
 from rl.config.load import validate
 from rl.config.reward import REWARD_UNION, REWARDS, RewardSection
 from rl.errors import InputError, RunFailed
@@ -13,13 +13,14 @@ from rl.types import F64, U8
 
 
 class Judge:
-    """Scores candidates by rewards of given names: a pyiqa metric, a type of reward, or a Python file.
+    """Scores candidates by rewards of given names: a pyiqa metric, a type (also package.module:Class), or a Python file.
 
     Args:
         sides: sides of the restored images in pixels, all of them.
 
     Raises:
-        InputError: a name that is no reward, a reward that compares with the HR image, or one that cannot score a side.
+        InputError: a name that is no reward, a reward that compares with the HR image or cannot score a side, or one
+            whose weights are not on this machine and cannot be downloaded to it.
     """
 
     def __init__(self, names: Sequence[str], sides: Sequence[int], device: str) -> None:
@@ -32,7 +33,8 @@ class Judge:
                 try:
                     check_reward(section, has_hr=False, sr_side=side)
                 except ValueError as error:
-                    raise InputError(f"--reward: {error}; images that are restored have no HR") from error
+                    raise InputError(f"--reward: {error}") from error
+        check_weights(self._sections)
 
     def load(self) -> None:
         """Build the rewards.
@@ -56,11 +58,15 @@ class Judge:
 
 def _section(name: str, device: str) -> RewardSection:
     """The only place that knows how a name becomes a reward's section."""
-    raw: dict[str, object] = {"name": name, "type": name if name in REWARDS else "pyiqa"}
+    raw: dict[str, object] = {"name": name, "type": name if name in REWARDS or ":" in name else "pyiqa"}
     if name.endswith(".py"):
         raw = {"name": Path(name).stem, "type": "python", "file": name}
     elif device == "cuda":
         raw |= {"device": device, "gpus": 1}
-    section = validate(REWARD_UNION.member(raw["type"]), raw, f"--reward {name}")
+    try:
+        member = REWARD_UNION.member(raw["type"])
+    except ValueError as error:
+        raise InputError(f"--reward: {error}") from error
+    section = validate(member, raw, f"--reward {name}")
     assert isinstance(section, RewardSection)
     return section

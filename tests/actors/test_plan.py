@@ -22,7 +22,7 @@ RAW: dict[str, Any] = {
     "policy": {"path": "/nowhere"},
     "rewards": [
         {"name": "a_reward_with_a_long_name", "type": "lr_consistency", "weight": 0.5},
-        {"name": "iqa", "type": "pyiqa", "metric": "musiq", "replicas": 2},
+        {"name": "iqa", "type": "pyiqa", "metric": "piqe", "replicas": 2},
     ],
 }
 
@@ -32,8 +32,10 @@ def test_labels_and_texts_stand_in_two_columns() -> None:
     rows = [line for line in text.splitlines() if line.startswith("  ")]
     column = 2 + len("reward a_reward_with_a_long_name") + 2
     assert all(row[column - 2 : column] == "  " and row[column] != " " for row in rows)
-    assert f"  {'reward a_reward_with_a_long_name':<32}  1 x 1 CPU, 0 GPU, lr_consistency, weight 0.5" in rows
-    assert f"  {'reward iqa':<32}  2 x 1 CPU, 0 GPU, pyiqa, weight 1" in rows
+    assert (
+        f"  {'reward a_reward_with_a_long_name':<32}  1 x 1 CPU, 0 GPU, lr_consistency, weight 0.5; no weights" in rows
+    )
+    assert f"  {'reward iqa':<32}  2 x 1 CPU, 0 GPU, pyiqa, weight 1; no weights" in rows
 
 
 def test_a_tagger_is_a_process_like_a_reward() -> None:
@@ -116,14 +118,14 @@ def test_every_missing_input_is_named_by_its_key(tmp_path: Path) -> None:
         "objective": {"type": "gdpo"},
     }  # fmt: skip
     rows = [line.split("  ") for line in plan_text(validate(RunConfig, raw, "test")).splitlines() if "MISSING" in line]
-    assert [(row[1], row[-1].strip().removeprefix("MISSING here: ")) for row in rows] == [
-        ("reference", "ref.safetensors"),
+    assert sorted((row[1], row[-1].strip().removeprefix("MISSING here: ")) for row in rows) == [
         ("data.prompt_path", "texts"),
+        ("eval.data.hr_path", "hr"),
+        ("eval.data.path", "lr"),
         ("policy.lora.init_from", "start.safetensors"),
         ("policy.merge", "a.pkl"),
         ("policy.merge", "b.pkl"),
-        ("eval.data.path", "lr"),
-        ("eval.data.hr_path", "hr"),
+        ("reference", "ref.safetensors"),
     ]
 
 
