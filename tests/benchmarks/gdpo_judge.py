@@ -56,6 +56,7 @@ class Judge:
         condition = policy.condition(task.lr, task.scale, task.prompt)
         seeds = [derive_seed("judge", task.lr_id, k) for k in range(draws)]
         noise = member_noise(seeds, policy.latent_shape(condition), torch.device("cpu"))
-        parts = [policy.decode(policy.sample(part, [condition], OneStepSection())) for part in noise.split(6)]
+        batches = [noise[i : i + 6] for i in range(0, draws, 6)]
+        parts = [policy.decode(policy.sample(batch, [condition], OneStepSection())) for batch in batches]
         images: U8 = to_uint8(torch.cat(parts)).numpy()
         return images
