@@ -158,7 +158,7 @@ def read_lora_header(file: Path) -> dict[str, dict[str, object]]:
     header = _header(file)
     adapter = _settings(header)
     if adapter is None or "r" not in adapter:
-        expected = " or ".join(prefix + "r" for prefix in COMPONENTS)
+        expected = " or ".join(prefix + "r" for prefix in (*COMPONENTS, "<component>."))
         raise InputError(f"{file}: expected diffusers' lora_adapter_metadata with {expected} in the header, found none")
     return {"adapter": adapter, "isrl": json.loads(header.get("isrl", "{}"))}
 
@@ -208,7 +208,10 @@ def _settings(header: Mapping[str, str]) -> dict[str, object] | None:
     """diffusers' `lora_adapter_metadata` without the component's prefix, which `save_lora_adapter` leaves out; None
     where there is none."""
     packed: dict[str, object] = json.loads(header.get("lora_adapter_metadata", "{}"))
-    found = {key.partition(".")[2]: value for key, value in packed.items() if key.startswith(COMPONENTS)}
+    components = {f"{key.partition('.')[0]}." for key in packed if "." in key}
+    # a pipeline's file may also have settings of its text encoder; a policy of a user's own has names of its own
+    chosen = tuple(components & set(COMPONENTS) or components)
+    found = {key.partition(".")[2]: value for key, value in packed.items() if key.startswith(chosen)}
     return found or packed or None
 
 

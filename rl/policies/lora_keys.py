@@ -126,8 +126,9 @@ def layout_of(modules: Collection[str]) -> Layout | None:
 def names_of_model(modules: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Every name that a known tool gives a layer -> the layers that it means: one, or q, k and v.
 
-    `modules` are the canonical names of all Linear and Conv2d layers of the model. Two layers whose names differ only
-    in dots and underscores have no name with underscores here, since it would not say which one it means.
+    `modules` are the canonical names of all Linear and Conv2d layers of the model, which a file of ours has whatever
+    its component is called. Two layers whose names differ only in dots and underscores have no name with underscores
+    here, since it would not say which one it means.
     """
     places = {module: flux2_place(_path(module)) for module in modules if module.startswith("transformer.")}
     unet = unet_places([_path(module) for module in modules if module.startswith("unet.")])
@@ -140,7 +141,7 @@ def names_of_model(modules: Collection[str]) -> dict[str, tuple[str, ...]]:
     for name, parts in meanings.items():
         if flat[name.replace(".", "_")] == 1:
             table.update({prefix + name.replace(".", "_"): parts for prefix in UNDERSCORED})
-    return table
+    return {**table, **{module: (module,) for module in modules}}
 
 
 def _by_original(places: Mapping[str, Place | None]) -> dict[str, tuple[str, ...]]:

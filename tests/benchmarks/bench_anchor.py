@@ -10,30 +10,47 @@ which is `bench_overlap.py`'s.
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
+from harness import HELD_OUT, ROOT, be_the_only_rank, scores
 
 from rl.config.load import load_config
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.bootstrap import paired_bootstrap
 from rl.seeding import derive_seed, member_seeds
-from rl.types import F64, RolloutGroup, SRTask, TrainGroup
+from rl.types import F64, TrainGroup
 
-ROOT = Path(__file__).parents[2]
-KODAK = ROOT.parent / "shared" / "data" / "hr_photos" / "kodak"
-HELD_OUT = [
-    *(str(KODAK / f"kodim{k:02d}.png") for k in (3, 6, 10, 17, 20, 24)),
-    *(f"skimage:{name}" for name in ("coffee", "chelsea", "rocket", "motorcycle_left")),
-]
 CROPS = 72
+SMALL = ("train.groups_per_step=1", "rollout.group_size=2", "data.crop=64", "eval.data.crop=64")
 ANCHORS = ("newest", "behaviour")
 
 
-def recipe(seed: int, lag: int, anchor: str, steps: int, crops: int) -> RunConfig:
+class Judged(TypedDict):
+    """What a run left on the held-out crops."""
+
+    photos: list[str]
+    """Of each crop."""
+    scores: dict[str, list[list[float]]]
+    """Steps trained -> `[crops, R]`."""
+    names: list[str]
+    """Of the R rewards."""
+
+
+class Record(Judged):
+    """One line of the output."""
+
+    seed: int
+    lag: int
+    anchor: str
+    steps: int
+    crops: int
+
+
+def recipe(seed: int, lag: int, anchor: str, steps: int, crops: int, *more: str) -> RunConfig:
     """The quickstart on one rank."""
     photos = [path for path in HELD_OUT if path.startswith("skimage:") or Path(path).is_file()]
     return load_config(
@@ -47,6 +64,7 @@ def recipe(seed: int, lag: int, anchor: str, steps: int, crops: int) -> RunConfi
             "learner.threads=1",
             f"eval.crops={crops}",
             f"eval.data.path={photos}",
+            *more,
         ],
     )
 
@@ -73,13 +91,10 @@ class LaggedLoop:
         tasks = [self.source.task(s * count + i) for i in range(count)]
         size = config.group_size
         groups = [self.worker.rollout(t, member_seeds(config.seed, t.ordinal, size))[1] for t in tasks]
-        scores = np.stack([self._score(task, group) for task, group in zip(tasks, groups, strict=True)])
-        advantages = config.advantage.advantages(scores, config.rewards, tasks).advantages
+        table = scores(self.servers, tasks, groups)
+        advantages = config.advantage.advantages(table, config.rewards, tasks).advantages
         self.learner.train([TrainGroup(t, g, a) for t, g, a in zip(tasks, groups, advantages, strict=True)])
         self.published.append(self.learner.snapshot())
-
-    def _score(self, task: SRTask, group: RolloutGroup) -> F64:
-        return np.stack([server.score([task], [group])[0].scores for server in self.servers], axis=1)
 
     def judge(self) -> tuple[list[str], F64]:
         """(photograph, scores `[R]`) of the EMA on every held-out crop, the same noise at every call."""
@@ -88,20 +103,19 @@ class LaggedLoop:
         self.worker.install(self.learner.ema_snapshot())
         tasks = TaskSource(section.data, 0).grid(section.crops)
         groups = [self.worker.rollout(t, (derive_seed("eval", t.lr_id, 0),), training=False)[1] for t in tasks]
-        scores = [self._score(task, group)[0] for task, group in zip(tasks, groups, strict=True)]
-        return [task.lr_id.partition("@")[0] for task in tasks], np.stack(scores)
+        return [task.lr_id.partition("@")[0] for task in tasks], scores(self.servers, tasks, groups)[:, 0]
 
 
-def run(config: RunConfig, judged_at: Sequence[int]) -> dict[str, object]:
+def run(config: RunConfig, judged_at: Sequence[int]) -> Judged:
     """Scores of the held-out crops before and after each of `judged_at` steps."""
     loop = LaggedLoop(config)
     photos, before = loop.judge()
-    scores = {"0": before.tolist()}
+    found: dict[str, list[list[float]]] = {"0": before.tolist()}
     for s in range(config.train.steps):
         loop.step(s)
         if s + 1 in judged_at:
-            scores[str(s + 1)] = loop.judge()[1].tolist()
-    return {"photos": photos, "scores": scores, "names": [reward.name for reward in config.rewards]}
+            found[str(s + 1)] = loop.judge()[1].tolist()
+    return {"photos": photos, "scores": found, "names": [reward.name for reward in config.rewards]}
 
 
 def variants(lags: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -111,16 +125,16 @@ def variants(lags: Sequence[int]) -> Iterator[tuple[int, str]]:
             yield lag, anchor
 
 
-def table(records: Sequence[dict[str, object]]) -> str:
+def table(records: Sequence[Record]) -> str:
     """Change of every reward after each number of steps, mean over seeds, interval over photographs."""
     rows = ["| lag | anchor | seeds | steps | reward | change, 95 % over photographs |", "|---|---|---|---|---|---|"]
     keys = dict.fromkeys((r["lag"], r["anchor"]) for r in records)
     for lag, anchor in keys:
         runs = [r for r in records if (r["lag"], r["anchor"]) == (lag, anchor)]
         clusters = np.unique(np.concatenate([np.array(r["photos"]) for r in runs]), return_inverse=True)[1]
-        for steps in [key for key in runs[0]["scores"] if key != "0"]:  # type: ignore[attr-defined]  # plain JSON
-            before, after = (np.concatenate([np.array(r["scores"][k]) for r in runs]) for k in ("0", steps))  # type: ignore[index]  # plain JSON
-            for k, name in enumerate(runs[0]["names"]):  # type: ignore[arg-type, var-annotated]  # plain JSON
+        for steps in [key for key in runs[0]["scores"] if key != "0"]:
+            before, after = (np.concatenate([np.array(r["scores"][k]) for r in runs]) for k in ("0", steps))
+            for k, name in enumerate(runs[0]["names"]):
                 change = paired_bootstrap(before[:, k], after[:, k], clusters=clusters)
                 rows.append(
                     f"| {lag} | {anchor} | {len(runs)} | {steps} | {name} | {change.mean:+.4f} "
@@ -135,25 +149,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lags", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--smoke", action="store_true", help="one step, two crops, lag 1")
+    parser.add_argument("--smoke", action="store_true", help="one small step, two crops, lag 1")
     options = parser.parse_args(argv)
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29577")
+    be_the_only_rank()
     steps, crops = (1, 2) if options.smoke else (options.steps, CROPS)
     seeds, lags = ([0], [1]) if options.smoke else (options.seeds, options.lags)
     out: Path = options.out
-    records = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+    records: list[Record] = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
     for seed in seeds:
         for lag, anchor in variants(lags):
-            facts = {"seed": seed, "lag": lag, "anchor": anchor, "steps": steps, "crops": crops}
-            if any(all(record[key] == value for key, value in facts.items()) for record in records):
+            facts = (seed, lag, anchor, steps, crops)
+            if any((r["seed"], r["lag"], r["anchor"], r["steps"], r["crops"]) == facts for r in records):
                 continue
-            found = run(recipe(seed, lag, anchor, steps, crops), sorted({steps // 2, steps} - {0}))
-            records.append({**facts, **found})
+            found = run(recipe(*facts, *(SMALL if options.smoke else ())), sorted({steps // 2, steps} - {0}))
+            records.append({"seed": seed, "lag": lag, "anchor": anchor, "steps": steps, "crops": crops, **found})
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(records[-1]) + "\n")
             print(f"seed {seed} lag {lag} {anchor}: done", flush=True)
-    print(table([record for record in records if record["steps"] == steps]))
+    print(table([record for record in records if (record["steps"], record["crops"]) == (steps, crops)]))
 
 
 if __name__ == "__main__":

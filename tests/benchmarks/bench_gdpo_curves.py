@@ -2,6 +2,7 @@
 
     uv run python tests/benchmarks/bench_gdpo_curves.py OUT_FOLDER one_crop
     uv run python tests/benchmarks/bench_gdpo_curves.py OUT_FOLDER random_crops --steps 400 --every 100 --lr 1.0e-4
+    ... --smoke
 
 one_crop       One crop a seed, PSNR(Y) the only reward, judged by 32 new draws of it: does an objective raise what
                it is asked to raise?
@@ -11,28 +12,31 @@ What OUT_FOLDER holds is not repeated; --only and --seeds share the work among p
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from bench_gdpo_tables import HELD_OUT_DRAWS, SEEDS, held_out, judge, recipe
-from gdpo_loop import GDPOLoop, Judge
+from bare_loop import BareLoop
+from bench_gdpo_tables import FULL, SMOKE, Size, held_out, judge, recipe
+from gdpo_judge import Judge
 
 from rl.types import F64
 
 matplotlib.use("Agg")
 OBJECTIVES = {"gdpo": "GDPO", "one_noise": "GDPO, one noise a group (ours)", "diffusion_dpo": "Diffusion-DPO",
               "dance_grpo": "DanceGRPO (forced)"}  # fmt: skip
-ONE_CROP_DRAWS = 32
+ONE_CROP_DRAWS, SMOKE_DRAWS = 32, 2
 FIDELITY = "advantage.detail_share=0"
 
 
-def curve(court: Judge, loop: GDPOLoop, every: int, *, one_crop: bool) -> F64:
+def curve(court: Judge, loop: BareLoop, every: int, size: Size, *, one_crop: bool) -> F64:
     """Change of every score against no adapter, after each `every` steps `[points, crops, draws, metrics]`."""
     crop = loop.source.task(0)
-    judged, draws = ([crop], ONE_CROP_DRAWS) if one_crop else (held_out(), HELD_OUT_DRAWS)
+    one_crop_draws = ONE_CROP_DRAWS if size is FULL else SMOKE_DRAWS
+    judged, draws = ([crop], one_crop_draws) if one_crop else (held_out(size), size.held_out_draws)
     before = court.scores(judged, None, draws)
     points = []
     for index in range(loop.config.train.steps):
@@ -41,7 +45,7 @@ def curve(court: Judge, loop: GDPOLoop, every: int, *, one_crop: bool) -> F64:
         else:
             loop.step(index)
         if (index + 1) % every == 0:
-            points.append(court.scores(judged, loop.ema, draws) - before)
+            points.append(court.scores(judged, loop.ema.tensors, draws) - before)
     return np.stack(points)
 
 
@@ -74,7 +78,7 @@ def plot(path: Path, results: dict[str, F64], groups: int, title: str) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("on", choices=["one_crop", "random_crops"])
@@ -82,9 +86,13 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--lr", default="3.0e-4")
     parser.add_argument("--only", nargs="*", default=list(OBJECTIVES), choices=list(OBJECTIVES))
-    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(FULL.seeds))
     parser.add_argument("--figure", type=Path)
-    a = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="one step of GDPO, one seed")
+    a = parser.parse_args(argv)
+    size = FULL
+    if a.smoke:
+        size, a.steps, a.every, a.only, a.seeds = SMOKE, 1, 1, ["gdpo"], [0]
     torch.set_num_threads(1)
     a.out.mkdir(parents=True, exist_ok=True)
     court, results, one_crop = judge(), {}, a.on == "one_crop"
@@ -96,8 +104,8 @@ def main() -> None:
             kept = a.out / f"{a.on}-{name}-{seed}.npy"
             if not kept.is_file():
                 changes = [f"learner.optimizer.lr={a.lr}", *([FIDELITY] if one_crop else [])]
-                loop = GDPOLoop(recipe(name, seed, a.steps, *changes))
-                np.save(kept, curve(court, loop, a.every, one_crop=one_crop))
+                loop = BareLoop(recipe(name, seed, a.steps, *changes, size=size))
+                np.save(kept, curve(court, loop, a.every, size, one_crop=one_crop))
         results[name] = np.stack([np.load(a.out / f"{a.on}-{name}-{seed}.npy") for seed in a.seeds])
         print("\n".join(rows(name, results[name], a.every)), flush=True)
     if a.figure:

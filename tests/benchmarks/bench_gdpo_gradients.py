@@ -1,6 +1,7 @@
 """GDPO-SR's comparisons without an optimiser's noise: the mean gradient of 64 groups of a crop, and a step against it.
 
     uv run python tests/benchmarks/bench_gdpo_gradients.py OUT_FOLDER {fidelity,recipe} [--groups 64] [--only NAME ...]
+    ... --smoke
 
 fidelity     PSNR(Y) is the only reward
 recipe       psnry and PIQE, the attribute-aware reward of configs/gdpo_sr_mini.yaml
@@ -13,19 +14,20 @@ What OUT_FOLDER holds is not repeated, so that two processes may share the work 
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from bench_gdpo_curves import FIDELITY, ONE_CROP_DRAWS
-from bench_gdpo_tables import NAMES, SEEDS, Judged, judge, recipe, table
-from gdpo_loop import Adapter, GDPOLoop, Judge
-from rl.batch_advantages import batch_advantages
+from bare_loop import BareLoop
+from bench_gdpo_curves import FIDELITY, ONE_CROP_DRAWS, SMOKE_DRAWS
+from bench_gdpo_tables import FULL, NAMES, SMOKE, Judged, judge, recipe, table
+from gdpo_judge import Adapter, Judge
+from harness import scores
 
-from rl.seeding import member_seeds
-from rl.types import F64, SRTask, TrainGroup
+from rl.types import F64, SRTask
 
 matplotlib.use("Agg")
 VARIANTS = {
@@ -35,16 +37,13 @@ VARIANTS = {
 RMS = (1e-4, 3e-4, 1e-3)
 
 
-def mean_gradients(loop: GDPOLoop, crop: SRTask, groups: int) -> list[Adapter]:
+def mean_gradients(loop: BareLoop, crop: SRTask, groups: int) -> list[Adapter]:
     """Mean gradients of the even and the odd groups, by parameter."""
     sums: list[Adapter] = [{name: torch.zeros_like(p) for name, p in loop.theta.items()} for _ in range(2)]
     for ordinal in range(groups):
         task = replace(crop, ordinal=ordinal)
-        seeds = member_seeds(loop.config.seed, ordinal, loop.config.rollout.group_size)
-        group = loop.rollout(task, seeds)
-        advantages = batch_advantages(loop.config, loop.score([task], [group]), [task]).advantages[0]
-        for batch in loop.objective.micro_batches([TrainGroup(task, group, advantages)], 0):
-            loop.objective(batch).total.backward()
+        group = loop.rollout(task)
+        loop.backward(loop.items([task], [group], scores(loop.servers, [task], [group])))
         for name, parameter in loop.theta.items():
             if parameter.grad is not None:
                 sums[ordinal % 2][name] += parameter.grad * 2 / groups
@@ -52,7 +51,7 @@ def mean_gradients(loop: GDPOLoop, crop: SRTask, groups: int) -> list[Adapter]:
     return sums
 
 
-def measured(court: Judge, loop: GDPOLoop, groups: int) -> F64:
+def measured(court: Judge, loop: BareLoop, groups: int, draws: int) -> F64:
     """split-half, then the changes of every score at each rms `[1 + len(RMS) * metrics]`."""
     crop = loop.source.task(0)
     even, odd = mean_gradients(loop, crop, groups)
@@ -61,11 +60,11 @@ def measured(court: Judge, loop: GDPOLoop, groups: int) -> F64:
     # at the start B is 0 and A has no gradient
     moved = [name for name, g in mean.items() if g.abs().max() > 0]
     rms = torch.cat([mean[name].flatten() for name in moved]).square().mean().sqrt()
-    before = court.scores([crop], None, ONE_CROP_DRAWS)
+    before = court.scores([crop], None, draws)
     changes = []
     for size in RMS:
         adapter = {name: p.detach() - mean[name] * size / rms for name, p in loop.theta.items()}
-        changes.append((court.scores([crop], adapter, ONE_CROP_DRAWS) - before).mean((0, 1)))
+        changes.append((court.scores([crop], adapter, draws) - before).mean((0, 1)))
     return np.concatenate([[float(a @ b / (a.norm() * b.norm()))], *changes])
 
 
@@ -87,24 +86,28 @@ def plot(path: Path, results: dict[str, F64], names: tuple[str, ...], title: str
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("reward", choices=list(VARIANTS))
     parser.add_argument("--groups", type=int, default=64)
     parser.add_argument("--only", nargs="*", choices=list(NAMES))
     parser.add_argument("--figure", type=Path)
-    a = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="two groups of GDPO, two seeds")
+    a = parser.parse_args(argv)
+    size, draws = (SMOKE, SMOKE_DRAWS) if a.smoke else (FULL, ONE_CROP_DRAWS)
+    if a.smoke:
+        a.groups, a.only = 2, ["gdpo"]
     torch.set_num_threads(1)
     a.out.mkdir(parents=True, exist_ok=True)
     court, results = judge(), {}
     for name in a.only or VARIANTS[a.reward]:
         rows = []
-        for seed in SEEDS:
+        for seed in size.seeds:
             kept = a.out / f"{a.reward}-{name}-{seed}.npy"
             if not kept.is_file():
-                config = recipe(name, seed, 1, *([FIDELITY] if a.reward == "fidelity" else []))
-                np.save(kept, measured(court, GDPOLoop(config), a.groups))
+                config = recipe(name, seed, 1, *([FIDELITY] if a.reward == "fidelity" else []), size=size)
+                np.save(kept, measured(court, BareLoop(config), a.groups, draws))
             rows.append(np.load(kept))
         results[name] = np.stack(rows)
         print(f"{NAMES[name]}: split-half {' '.join(f'{row[0]:+.3f}' for row in rows)}", flush=True)
@@ -112,15 +115,15 @@ def main() -> None:
         plot(
             a.figure, results, court.names, f"A step against the mean gradient of {a.groups} groups; reward: {a.reward}"
         )
-    for k, size in enumerate(RMS):
+    for k, rms in enumerate(RMS):
         first = 1 + k * len(court.names)
         moves = {name: rows[:, None, first : first + len(court.names)] for name, rows in results.items()}
         models = {NAMES[name]: Judged(np.zeros_like(move), move) for name, move in moves.items()}
-        lines = table(f"{a.reward}, change at rms {size:g}", models, court.names, base=False)
+        lines = table(f"{a.reward}, change at rms {rms:g}", models, court.names, base=False)
         if "gdpo" in moves:
             gdpo = models.pop(NAMES["gdpo"])
             less = {name: gdpo.against(model) for name, model in models.items()}
-            lines += table(f"{a.reward}, GDPO less each other variant at rms {size:g}", less, court.names, base=False)
+            lines += table(f"{a.reward}, GDPO less each other variant at rms {rms:g}", less, court.names, base=False)
         print("\n".join(lines))
 
 

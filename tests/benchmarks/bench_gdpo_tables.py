@@ -1,6 +1,6 @@
 """GDPO-SR's tables 5 to 8, 10 and 11 on the embedded naosd preset, three seeds, 95 % intervals.
 
-    uv run python tests/benchmarks/bench_gdpo_tables.py OUT_FOLDER [--steps 40] [--only NAME ...] [--tables]
+    uv run python tests/benchmarks/bench_gdpo_tables.py OUT_FOLDER [--steps 40] [--only NAME ...] [--tables] [--smoke]
 
 Trains and judges every variant that OUT_FOLDER does not hold yet (two processes may share the work by --only); with
 --tables prints the tables and writes a plot. Equal budget: every variant sees the same LR images, steps, group size
@@ -20,31 +20,44 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from gdpo_loop import GDPOLoop, Judge
+from bare_loop import BareLoop
+from gdpo_judge import Judge
+from harness import DATA, KODAK, ROOT
 from PIL import Image
-from rl.perceptual import Lpips
 from safetensors.torch import load_file, save_file
 from scipy.stats import t as student_t
 
+from rewards.sections import PyiqaSection, PythonRewardSection
 from rewards.server import RewardServer
 from rl.config.load import load_config
-from rl.config.reward import RewardConfig
 from rl.config.run import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.bootstrap import Interval
+from rl.objectives.lpips import Lpips
 from rl.types import F64, SRTask
 
 matplotlib.use("Agg")
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data"
-SEEDS = (0, 1, 2)
-IMAGES = 4
-DRAWS, HELD_OUT_DRAWS = 50, 2
-"""Table 8 averages 50 runs."""
-HELD_OUT = [str(DATA / "hr_photos" / "kodak" / f"kodim{i:02d}.png") for i in (3, 6, 10, 17, 20, 24)]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is trained and judged."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    images: int = 4
+    """LR images that a seed is trained on."""
+    draws: int = 50
+    """Of each trained image; the paper's table 8 averages 50 runs."""
+    held_out: int = 48
+    held_out_draws: int = 2
+    overrides: tuple[str, ...] = ()
+
+
+FULL = Size()
+SMOKE = Size((0, 1), 1, 6, 1, 1, ("train.groups_per_step=1", "rollout.group_size=2"))
 DANCE = (
     "objective={type: grpo, clip: 1.0e-4, kl_weight: 0}",
-    "rollout.sampler={solver: sde, sde: {one_step_std: 0.1}}",
+    "rollout.sampler={solver: gaussian, std: 0.1}",
     "train.max_policy_lag=0",
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -56,7 +69,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "fr_only": ("advantage.detail_share=0",),
     "nr_only": ("advantage.detail_share=1",),
     "fixed": ("advantage.detail_share=0.5",),
-    "t_add": ("rollout.vary=t_add",),
+    "t_add": ("rollout.sampler={solver: one_step, t_add_range: [150, 350]}",),
     "one_noise": ("objective.noise=group",),
 }
 NAMES = {
@@ -67,55 +80,56 @@ NAMES = {
 """The number is the paper's table."""
 
 
-def recipe(name: str, seed: int, steps: int, *more: str) -> RunConfig:
-    overrides = ["learner.ranks=1", f"train.steps={steps}", f"seed={seed}", f"eval.data.path=[{', '.join(HELD_OUT)}]"]
-    return load_config(ROOT / "configs" / "gdpo_sr_mini.yaml", [*overrides, *VARIANTS[name], *more])
+def recipe(name: str, seed: int, steps: int, *more: str, size: Size = FULL) -> RunConfig:
+    overrides = ["learner.ranks=1", f"train.steps={steps}", f"seed={seed}", f"eval.data.path=[{', '.join(KODAK)}]"]
+    return load_config(ROOT / "configs" / "gdpo_sr_mini.yaml", [*overrides, *VARIANTS[name], *size.overrides, *more])
 
 
-def lr_images(out: Path, seed: int) -> str:
-    """The override that trains on `IMAGES` fixed pairs, which are written when they are not there."""
+def lr_images(out: Path, seed: int, size: Size) -> str:
+    """The override that trains on fixed pairs, which are written when they are not there."""
     folder = out / f"images-{seed}"
     for part in ("lr", "hr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     source = TaskSource(recipe("gdpo", seed, 1).data, seed)
-    for i in range(IMAGES):
+    for i in range(size.images):
         task = source.task(i)
+        assert task.hr is not None
         for part, image in (("lr", task.lr), ("hr", task.hr)):
             Image.fromarray(image.transpose(1, 2, 0)).save(folder / part / f"{seed}-{i}.png")
     return f"data={{kind: paired, path: ['{folder}/lr'], hr_path: '{folder}/hr'}}"
 
 
-def train(out: Path, name: str, seed: int, steps: int) -> None:
+def train(out: Path, name: str, seed: int, steps: int, size: Size) -> None:
     """One variant's EMA adapter, written when it is whole."""
     file = out / f"{name}-{seed}.safetensors"
     if file.is_file():
         return
     started = time.perf_counter()
-    loop = GDPOLoop(recipe(name, seed, steps, lr_images(out, seed)))
+    loop = BareLoop(recipe(name, seed, steps, lr_images(out, seed, size), size=size))
     loop.run()
-    save_file(loop.ema, file)
+    save_file(loop.ema.tensors, file)
     print(f"{name} seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def judge(policy: str = "mini") -> Judge:
     """Of the reward: psnry and piqe. Outside it: ssim, CNNIQA (no reference) and LPIPS-squeeze."""
     config = recipe("gdpo", 0, 1, f"policy.path={policy}")
-    cnniqa = RewardConfig(name="cnniqa", type="python", file=str(Path(__file__).with_name("cnniqa.py")))
-    extra = [RewardConfig(name="ssim", type="pyiqa"), cnniqa]
+    cnniqa = PythonRewardSection(name="cnniqa", file=str(Path(__file__).with_name("cnniqa.py")))
+    extra = [PyiqaSection(name="ssim"), cnniqa]
     weights = DATA / "weights" / "lpips"
     lpips = Lpips(weights / "squeezenet1_1_features.pth", weights / "lin_v0.1_squeeze.pth")
     return Judge(config, lpips, [RewardServer(reward) for reward in (*config.rewards, *extra)])
 
 
-def held_out() -> list[SRTask]:
+def held_out(size: Size = FULL) -> list[SRTask]:
     config = recipe("gdpo", 0, 1)
-    assert config.eval.data is not None
-    return TaskSource(config.eval.data, 0).grid(config.eval.crops)
+    assert config.eval is not None
+    return TaskSource(config.eval.data, 0).grid(size.held_out)
 
 
-def trained_on(out: Path, seed: int) -> list[SRTask]:
-    source = TaskSource(recipe("gdpo", seed, 1, lr_images(out, seed)).data, seed)
-    return sorted((source.task(i) for i in range(IMAGES)), key=lambda task: task.lr_id)
+def trained_on(out: Path, seed: int, size: Size) -> list[SRTask]:
+    source = TaskSource(recipe("gdpo", seed, 1, lr_images(out, seed, size)).data, seed)
+    return sorted((source.task(i) for i in range(size.images)), key=lambda task: task.lr_id)
 
 
 @dataclass(frozen=True)
@@ -136,11 +150,11 @@ class Judged:
         return Judged(other.after, self.after)
 
 
-def judged(out: Path, court: Judge, name: str, *, on_trained: bool) -> Judged:
-    draws = DRAWS if on_trained else HELD_OUT_DRAWS
+def judged(out: Path, court: Judge, name: str, size: Size, *, on_trained: bool) -> Judged:
+    draws = size.draws if on_trained else size.held_out_draws
     sides: dict[str, list[F64]] = {"base": [], name: []}
-    for seed in SEEDS:
-        tasks = trained_on(out, seed) if on_trained else held_out()
+    for seed in size.seeds:
+        tasks = trained_on(out, seed, size) if on_trained else held_out(size)
         for side, means in sides.items():
             kept = out / (f"{side}-{seed}-trained.npy" if on_trained else f"{side}-{seed}-held-out.npy")
             if not kept.is_file():
@@ -163,23 +177,23 @@ def table(title: str, models: dict[str, Judged], names: Sequence[str], *, base: 
     return [*lines, ""]
 
 
-def best_of_six(out: Path, names: Sequence[str]) -> list[str]:
+def best_of_six(out: Path, names: Sequence[str], size: Size) -> list[str]:
     """What choosing the best of six draws of the base by one metric would add to it: the scale of all changes."""
-    draws = np.concatenate([np.load(out / f"base-{seed}-trained.npy") for seed in SEEDS])
-    sixes = draws[:, : DRAWS // 6 * 6].reshape(len(draws), -1, 6, len(names))
+    draws = np.concatenate([np.load(out / f"base-{seed}-trained.npy") for seed in size.seeds])
+    sixes = draws[:, : size.draws // 6 * 6].reshape(len(draws), -1, 6, len(names))
     lower = np.array([name == "lpips" for name in names])
     gains = np.where(lower, sixes.min(2), sixes.max(2)).mean((0, 1)) - sixes.mean((0, 1, 2))
     shown = ", ".join(f"{name} {gain:+.4f}" for name, gain in zip(names, gains, strict=True))
     return [f"Best of six draws of NAOSD mini by each metric alone, less the mean; trained on: {shown}", ""]
 
 
-def t_add_table(out: Path, court: Judge) -> list[str]:
+def t_add_table(out: Path, court: Judge, size: Size) -> list[str]:
     """Table 10: a trained model at three noise levels, on the images of seed 0."""
     lines = ["**Table 10, t_add at inference, GDPO of seed 0**", "", f"| t_add | {' | '.join(court.names)} |"]
     lines.append(f"|---|{'---|' * len(court.names)}")
     adapter = load_file(out / "gdpo-0.safetensors")
     for t_add in (150, 250, 350):
-        means = court.scores(trained_on(out, 0), adapter, DRAWS, t_add=t_add).mean((0, 1))
+        means = court.scores(trained_on(out, 0, size), adapter, size.draws, t_add=t_add).mean((0, 1))
         lines.append(f"| {t_add} | {' | '.join(f'{value:.4f}' for value in means)} |")
     return [*lines, ""]
 
@@ -202,30 +216,36 @@ def plot(path: Path, models: dict[str, Judged], names: Sequence[str]) -> None:
         axis.tick_params(axis="x", labelrotation=45, labelsize=8)
     axes[0].set_yticks(range(len(models)), list(models))
     axes[0].invert_yaxis()
-    figure.suptitle("Change against NAOSD mini on the images trained on, 3 seeds, 95 % interval", fontsize=10)
+    figure.suptitle("Change against NAOSD mini on the images trained on, 95 % interval over seeds", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--tables", action="store_true")
-    arguments = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="one step of GDPO on one image of two seeds, all tables")
+    arguments = parser.parse_args(argv)
+    size = FULL
+    if arguments.smoke:
+        size, arguments.only, arguments.steps, arguments.tables = SMOKE, ["gdpo"], 1, True
     torch.set_num_threads(1)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     court = judge()
     for name in arguments.only:
-        for seed in SEEDS:
-            train(out, name, seed, arguments.steps)
-        judged(out, court, name, on_trained=True)
-        judged(out, court, name, on_trained=False)
+        for seed in size.seeds:
+            train(out, name, seed, arguments.steps, size)
+        judged(out, court, name, size, on_trained=True)
+        judged(out, court, name, size, on_trained=False)
     if not arguments.tables:
         return
+    names = arguments.only if arguments.smoke else list(NAMES)
     trained, unseen = (
-        {NAMES[name]: judged(out, court, name, on_trained=on_trained) for name in NAMES} for on_trained in (True, False)
+        {NAMES[name]: judged(out, court, name, size, on_trained=on_trained) for name in names}
+        for on_trained in (True, False)
     )
     parts = []
     for heading, models in (("trained on", trained), ("held out", unseen)):
@@ -233,7 +253,8 @@ def main() -> None:
         gdpo, *others = models.items()
         less = {name: gdpo[1].against(model) for name, model in others}
         parts.append(table(f"GDPO less each other variant; {heading}", less, court.names, base=False))
-    print("\n".join(line for part in [*parts, best_of_six(out, court.names), t_add_table(out, court)] for line in part))
+    parts += [best_of_six(out, court.names, size), t_add_table(out, court, size)]
+    print("\n".join(line for part in parts for line in part))
     plot(out / "gdpo_tables.png", trained, court.names)
 
 

@@ -1,6 +1,6 @@
 """Benchmark 1: the quickstart in three seeds, judged on photographs that nothing was trained on.
 
-    uv run python tests/benchmarks/bench_learning.py OUT_FOLDER [--seeds 0 1 2] [overrides ...]
+    uv run python tests/benchmarks/bench_learning.py OUT_FOLDER [--seeds 0 1 2] [--smoke] [overrides ...]
 
 Each seed is the quickstart's own command with its evaluation moved to 72 crops of six Kodak photographs and of the
 quickstart's four. Prints, per seed, seconds, peak resident memory of the whole process tree, and for each reward the
@@ -11,22 +11,15 @@ intervals above zero.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
+from harness import HELD_OUT, ROOT
 
 from rl.evaluation.bootstrap import paired_bootstrap
 from rl.evaluation.records import EVAL_FILE, read_eval
-
-ROOT = Path(__file__).resolve().parents[2]
-KODAK = ROOT.parent / "shared" / "data" / "hr_photos" / "kodak"
-HELD_OUT = [str(KODAK / f"kodim{i:02d}.png") for i in (3, 6, 10, 17, 20, 24)] + [
-    "skimage:coffee",
-    "skimage:chelsea",
-    "skimage:rocket",
-    "skimage:motorcycle_left",
-]
 
 
 def run_seed(out: Path, seed: int, overrides: list[str]) -> tuple[float, float, float]:
@@ -78,12 +71,19 @@ def rows(out: Path, seed: int, seconds: float, pss: float, rss: float) -> list[s
     return lines
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args()
+    parser.add_argument("--smoke", action="store_true", help="two steps of two small groups, judged on two crops")
+    options = parser.parse_intermixed_args(argv)
+    if options.smoke:
+        options.seeds = [0]
+        options.overrides = [
+            "train={steps: 2, groups_per_step: 2}", "rollout.group_size=2", "data.crop=64", "eval.data.crop=64",
+            "eval.crops=2", *options.overrides,
+        ]  # fmt: skip
     table = [
         "| seed | reward | before | after | change, 95 % over crops | over photographs | pairs | s | PSS GiB "
         "| RSS GiB |",

@@ -1,6 +1,6 @@
 """Benchmark 2: images a second of the quickstart's loop with max_policy_lag 1, with 0, and of the bare loop.
 
-    uv run python tests/benchmarks/bench_overlap.py [--steps 6] [--rounds 2] [overrides ...]
+    uv run python tests/benchmarks/bench_overlap.py [--steps 6] [--rounds 2] [--smoke] [overrides ...]
 
 The three run one after another, in turns, with the same mathematics, sizes and seeds (the bare loop on two threads).
 Start-up, evaluation and the first two steps, which fill the pipeline, are left out. Limit: lag 1 at least equal to the
@@ -13,9 +13,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from harness import ROOT
+
 WARM_STEPS = 2
 
 
@@ -24,7 +26,7 @@ def run_isrl(lag: int, steps: int, overrides: list[str]) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "actors.cli", "train", "configs/quickstart.yaml", f"run.dir={folder}/run",
-            f"train.max_policy_lag={lag}", f"train.steps={steps}", "eval.data=null", "checkpoint.every=100000",
+            f"train.max_policy_lag={lag}", f"train.steps={steps}", "eval=null", "checkpoint.every=100000",
             "monitor.sample_every=100000", *overrides,
         ]  # fmt: skip
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -36,19 +38,23 @@ def run_isrl(lag: int, steps: int, overrides: list[str]) -> list[float]:
 def run_bare(steps: int, overrides: list[str]) -> list[float]:
     command = [
         sys.executable, "tests/benchmarks/bare_loop.py", "configs/quickstart.yaml", f"train.steps={steps}",
-        "eval.data=null", "learner.ranks=1", "learner.threads=2", *overrides,
+        "eval=null", "learner.threads=2", *overrides,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     steps_printed = [line for line in done.stdout.splitlines() if line.startswith("step ")]
     return [float(line.rsplit(", ", 1)[1].removesuffix(" images/s")) for line in steps_printed][WARM_STEPS:]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args()
+    parser.add_argument("--smoke", action="store_true", help="three steps of two small groups, one round")
+    options = parser.parse_intermixed_args(argv)
+    if options.smoke:
+        small = ["train.groups_per_step=2", "rollout.group_size=2", "data.crop=64", "eval=null"]
+        options.steps, options.rounds, options.overrides = WARM_STEPS + 1, 1, [*small, *options.overrides]
     speeds: dict[str, list[float]] = {"lag 1": [], "lag 0": [], "bare": []}
     for _ in range(options.rounds):
         speeds["bare"] += run_bare(options.steps, options.overrides)

@@ -1,6 +1,6 @@
 """Benchmark 3: a 250 MiB adapter from a real learner to live rollout actors on one machine.
 
-    uv run python tests/benchmarks/bench_push.py [--workers 4] [--rounds 20] [--pause 1.5]
+    uv run python tests/benchmarks/bench_push.py [--workers 4] [--rounds 20] [--pause 1.5] [--smoke]
 
 `--pause` seconds lie between pushes, as an optimiser step does in a run: Ray frees objects once a second, so pushes
 back to back fill the object store and wait for that.
@@ -14,8 +14,10 @@ import asyncio
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import ray
 import torch
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import save_file
@@ -25,17 +27,18 @@ from actors.weight_sync import PushReport, WeightSync
 from rl.config.load import validate
 from rl.config.run import RunConfig
 from rl.policies.flux2sr.mini_vae import MiniVAE
-from rl.policies.lora import POLICY, adapter_parameters, add_adapters
+from rl.policies.lora import target_modules
 
 TARGET_BYTES = 250 * 2**20
 HIDDEN = 64
 
 
-def make_policy(folder: Path) -> Flux2Transformer2DModel:
-    """A random transformer with FLUX.1's block counts, saved where the policy loader finds it."""
+def make_policy(folder: Path, layers: int, single_layers: int) -> Flux2Transformer2DModel:
+    """A random transformer with that many double and single blocks, saved where the policy loader finds it."""
     model = Flux2Transformer2DModel(
-        in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=32, num_attention_heads=HIDDEN // 32,
-        joint_attention_dim=32, mlp_ratio=2.0, axes_dims_rope=(8, 8, 8, 8), guidance_embeds=False,
+        in_channels=64, num_layers=layers, num_single_layers=single_layers, attention_head_dim=32,
+        num_attention_heads=HIDDEN // 32, joint_attention_dim=32, mlp_ratio=2.0, axes_dims_rope=(8, 8, 8, 8),
+        guidance_embeds=False,
     )  # fmt: skip
     model.save_pretrained(folder / "transformer")
     MiniVAE().save_pretrained(folder / "vae")
@@ -43,8 +46,8 @@ def make_policy(folder: Path) -> Flux2Transformer2DModel:
     return model
 
 
-def config_for(folder: Path, model: Flux2Transformer2DModel, workers: int) -> RunConfig:
-    """The run that spawns one learner rank and `workers` rollout actors, at the rank that fills TARGET_BYTES."""
+def config_for(folder: Path, model: Flux2Transformer2DModel, workers: int, size_bytes: int) -> RunConfig:
+    """The run that spawns one learner rank and `workers` rollout actors, at the rank that fills `size_bytes`."""
 
     def raw(rank: int) -> dict[str, object]:
         return {
@@ -55,10 +58,12 @@ def config_for(folder: Path, model: Flux2Transformer2DModel, workers: int) -> Ru
             "ray": {"object_store_mb": 2048},
         }
 
-    probe = validate(RunConfig, raw(1), "probe")
-    add_adapters(model, probe.policy.lora, (POLICY,))
-    per_rank = sum(p.numel() * 4 for p in adapter_parameters(model, POLICY).values())
-    return validate(RunConfig, raw(round(TARGET_BYTES / per_rank)), "bench_push")
+    policy = validate(RunConfig, raw(1), "probe").policy
+    names = target_modules(model, policy.lora_targets[policy.lora.targets])
+    layers = [model.get_submodule(name) for name in names]
+    # A has a row of the layer's inputs for each rank, B a column of its outputs, float32
+    per_rank = sum(4 * sum(layer.weight.shape) for layer in layers if isinstance(layer, torch.nn.Linear))
+    return validate(RunConfig, raw(round(size_bytes / per_rank)), "bench_push")
 
 
 async def measure(sync: WeightSync, rounds: int, warm_up: int, pause_s: float) -> list[PushReport]:
@@ -69,18 +74,24 @@ async def measure(sync: WeightSync, rounds: int, warm_up: int, pause_s: float) -
     return reports[warm_up:]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--pause", type=float, default=1.5)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        config = config_for(Path(folder), make_policy(Path(folder)), options.workers)
+    parser.add_argument("--smoke", action="store_true", help="an adapter of 1 MiB to one worker, twice")
+    options = parser.parse_args(argv)
+    if options.smoke:
+        options.workers, options.rounds, options.pause = 1, 2, 0.0
+    layers, size_bytes, warm_up = ((1, 1), 2**20, 1) if options.smoke else ((19, 38), TARGET_BYTES, 5)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = config_for(folder, make_policy(folder, *layers), options.workers, size_bytes)
         start_ray(config)
         cluster = spawn(config)
         sync = WeightSync(cluster.learners[0], cluster.workers, 120.0)
-        reports = asyncio.run(measure(sync, options.rounds, warm_up=5, pause_s=options.pause))
+        reports = asyncio.run(measure(sync, options.rounds, warm_up, options.pause))
+        ray.shutdown()
     totals = sorted(report.total_s for report in reports)
     row = {
         "adapter_mib": reports[0].size_bytes / 2**20,

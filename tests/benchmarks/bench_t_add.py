@@ -1,6 +1,6 @@
 """What t_add trades at inference (GDPO-SR, Table 10): scores of held-out crops by noise level, a curve and a sheet.
 
-    uv run python tests/benchmarks/bench_t_add.py OUT_FOLDER [--lora adapter.safetensors] [--policy mini]
+    uv run python tests/benchmarks/bench_t_add.py OUT_FOLDER [--lora adapter.safetensors] [--policy mini] [--smoke]
 
 All noise levels see the same noise for the same crop, as in the paper. psnry, ssim and LPIPS need the photograph, PIQE
 and CNNIQA do not; `spread` is the standard deviation of psnry between the samples of a crop.
@@ -13,13 +13,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from bench_gdpo_tables import held_out, judge
-from gdpo_loop import Judge
+from bench_gdpo_tables import FULL, SMOKE, held_out, judge
+from gdpo_judge import Judge
 from safetensors.torch import load_file
 
 from rl.evaluation.sheets import Cell, ContactRow, bicubic_upscale, write_contact_sheet
-from rl.policies import load_policy
-from rl.policies.base import OneStepPolicy
 from rl.types import F64, SRTask
 
 matplotlib.use("Agg")
@@ -50,27 +48,32 @@ def sheet(path: Path, court: Judge, tasks: Sequence[SRTask]) -> None:
     """Two samples at each of the paper's three levels, for six crops."""
     columns = ["LR", "bicubic", *(f"t_add {t}, seed {k}" for t in SHOWN for k in range(2)), "HR"]
     rows = []
-    policies = {t: load_policy(court.policy_config.model_copy(update={"t_add": t})) for t in SHOWN}
-    for task in tasks[4 :: max(1, len(tasks) // 6)][:6]:
+    policies = {t: court.policy(t_add=t) for t in SHOWN}
+    for task in tasks[min(4, len(tasks) // 2) :: max(1, len(tasks) // 6)][:6]:
         cells = [Cell(task.lr), Cell(bicubic_upscale(task.lr, task.scale))]
         for policy in policies.values():
-            assert isinstance(policy, OneStepPolicy)
             cells += [Cell(image) for image in court.draw(policy, task, 2)]
         rows.append(ContactRow(task.lr_id, (*cells, Cell(task.hr))))
     write_contact_sheet(path, columns, rows)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--lora", type=Path, help="an adapter that bench_gdpo_tables.py wrote")
     parser.add_argument("--policy", default="mini")
-    arguments = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="one crop at two levels")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    court, tasks = judge(arguments.policy), held_out()
+    small = arguments.smoke
+    court, tasks, levels = (
+        judge(arguments.policy),
+        held_out(SMOKE if small else FULL),
+        LEVELS[1:4:2] if small else LEVELS,
+    )
     adapter = None if arguments.lora is None else load_file(arguments.lora)
-    table = {t: court.scores(tasks, adapter, DRAWS, t_add=t) for t in LEVELS}
+    table = {t: court.scores(tasks, adapter, 2 if small else DRAWS, t_add=t) for t in levels}
     print(f"| t_add | {' | '.join(court.names)} | spread |\n|---|{'---|' * (len(court.names) + 1)}")
     for t_add, values in table.items():
         cells = " | ".join(f"{value:.4f}" for value in values.mean((0, 1)))

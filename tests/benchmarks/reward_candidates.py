@@ -9,16 +9,17 @@ correlation with lr_consistency, psnr and -LPIPS. Groups without spread in eithe
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
 from rewards import RewardError, RewardInput, build_reward
-from rl.config.reward import RewardConfig
+from rewards.sections import LrConsistencySection, PyiqaSection
 from rl.types import F64, U8
 
 OFFLINE = (
@@ -48,18 +49,24 @@ class Column:
     ms: float
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Scores every group with every metric and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=Path, nargs="?")
     parser.add_argument("--lpips", type=Path, help="folder with squeezenet1_1_features.pth and lin_v0.1_squeeze.pth")
     parser.add_argument("--slow", action="store_true", help=f"also {', '.join(SLOW)} (seconds per image)")
     parser.add_argument("--limit", type=int, default=None, help="use the first groups only")
-    arguments = parser.parse_args()
+    parser.add_argument("--smoke", action="store_true", help="three groups of noise and three metrics, without a path")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    groups = _load(arguments.path)[: arguments.limit]
+    if arguments.smoke:
+        groups, offline = _noise(), ("psnr", "ssim")
+    elif arguments.path is None:
+        parser.error("path: expected an npz file or a folder with some")
+    else:
+        groups, offline = _load(arguments.path)[: arguments.limit], (*OFFLINE, *(SLOW if arguments.slow else ()))
     columns, refused = {}, []
-    for name, build in _scorers(arguments.lpips, arguments.slow).items():
+    for name, build in _scorers(arguments.lpips, offline).items():
         try:
             columns[name] = _column(build(), groups)
         except RewardError as error:
@@ -86,17 +93,28 @@ def _load(path: Path) -> list[RewardInput]:
     return groups
 
 
-def _scorers(lpips: Path | None, slow: bool) -> dict[str, Callable[[], Scorer]]:
+def _noise() -> list[RewardInput]:
+    """Three groups of four, as a file would hold them."""
+    rng = np.random.default_rng(0)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "noise.npz"
+        hr = rng.integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+        images = np.clip(hr[:, None] + rng.normal(0, 9, (3, 4, 3, 64, 64)), 0, 255).astype(np.uint8)
+        np.savez(file, images=images, hr=hr, lr=hr[..., ::4, ::4])
+        return _load(file)
+
+
+def _scorers(lpips: Path | None, offline: Sequence[str]) -> dict[str, Callable[[], Scorer]]:
     def pyiqa_metric(name: str) -> Scorer:
-        reward = build_reward(RewardConfig(name=name, type="pyiqa"))
+        reward = build_reward(PyiqaSection(name=name))
         return lambda g: reward.score(g.images, g.lr, g.hr, g.scale)
 
     def lr_consistency() -> Scorer:
-        reward = build_reward(RewardConfig(name="lr_consistency", type="lr_consistency"))
+        reward = build_reward(LrConsistencySection(name="lr_consistency"))
         return lambda g: reward.score(g.images, g.lr, g.hr, g.scale)
 
     scorers: dict[str, Callable[[], Scorer]] = {"lr_consistency": lr_consistency}
-    for name in (*OFFLINE, *(SLOW if slow else ())):
+    for name in offline:
         scorers[name] = lambda name=name: pyiqa_metric(name)  # type: ignore[misc]
     if lpips is not None:
         scorers["lpips-squeeze"] = lambda: _lpips(lpips)
@@ -104,7 +122,7 @@ def _scorers(lpips: Path | None, slow: bool) -> dict[str, Callable[[], Scorer]]:
 
 
 def _lpips(folder: Path) -> Scorer:
-    from rl.perceptual import Lpips
+    from rl.objectives.lpips import Lpips
 
     model = Lpips(folder / "squeezenet1_1_features.pth", folder / "lin_v0.1_squeeze.pth")
 
