@@ -1,4 +1,4 @@
-"""Trajectories of whole runs: the records of micro-batches joined, a recorded step computed again, members' own noise."""
+"""Trajectories of whole runs: the records of micro-batches joined, a recorded step computed again, own noise."""
 
 from itertools import pairwise
 
