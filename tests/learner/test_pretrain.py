@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.policy import PolicyConfig
-from rl.config.pretrain import load_pretrain_config
+from rl.config.load import load_pretrain_config
+from rl.config.policy import policy_section
+from rl.config.rollout import OneStepSection
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,8 +33,8 @@ def test_the_recipe_makes_a_preset_that_loads(
     torch.manual_seed(5)
     folder = pretrain(config, "recipe.yaml threads=1")
     torch.set_flush_denormal(False)
-    policy = load_policy(PolicyConfig(path=str(folder)))
-    assert sum(p.numel() for p in policy.backbone.parameters()) == 2_831_936
+    policy = load_policy(policy_section(path=str(folder)))
+    assert sum(p.numel() for p in policy.modules["transformer"].parameters()) == 2_831_936
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["crops"] == 6
     # an untrained model is far worse than bicubic: the score has to say so
@@ -67,9 +68,9 @@ def test_the_naosd_recipe_makes_a_preset_that_loads_without_adapters(
     )  # fmt: skip
     folder = pretrain(config, "naosd.yaml")
     torch.set_flush_denormal(False)
-    policy = load_policy(PolicyConfig(type="naosd", path=str(folder)))
+    policy = load_policy(policy_section(type="naosd", path=str(folder)))
     assert isinstance(policy, NAOSD)
-    assert not any("lora" in name for name in policy.backbone.state_dict())
+    assert not any("lora" in name for name in policy.unet.state_dict())
     size = sum(file.stat().st_size for name in ("unet", "vae") for file in (folder / name).iterdir())
     assert size < 8e6, f"the preset is {size / 1e6:.1f} MB"
     scores = json.loads((folder / "scores.json").read_text())
@@ -111,8 +112,8 @@ def test_naosd_is_distilled_from_a_stable_diffusion_folder_with_prompts(
     )  # fmt: skip
     folder = pretrain(config, "naosd_pretrain.yaml")
     torch.set_flush_denormal(False)
-    policy = load_policy(PolicyConfig(type="naosd", path=str(folder)))
-    assert policy.encode(torch.zeros(3, 16, 16, dtype=torch.uint8).numpy(), 4, "a wall").text is not None
+    policy = load_policy(policy_section(type="naosd", path=str(folder)))
+    assert policy.condition(torch.zeros(3, 16, 16, dtype=torch.uint8).numpy(), 4, "a wall").text is not None
     for kind, name in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae")):
         before, after = (kind.from_pretrained(path, subfolder=name).state_dict() for path in (tiny_sd21_folder, folder))
         moved = {key for key in before if (before[key] - after[key]).abs().max() > 5e-4}
@@ -120,7 +121,7 @@ def test_naosd_is_distilled_from_a_stable_diffusion_folder_with_prompts(
         assert not any(key.startswith("decoder") for key in moved)
 
 
-def test_an_interrupted_student_goes_on_to_the_same_weights(
+def test_an_interrupted_student_resumes_to_the_same_weights(
     tmp_path: Path, tiny_sd21_folder: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four steps at once, and four steps interrupted after the third with a checkpoint after the second."""
@@ -174,7 +175,7 @@ def test_held_out_photographs_are_in_no_training_set() -> None:
     from rl.config.load import load_config
 
     quickstart = load_config(ROOT / "configs" / "quickstart.yaml")
-    assert quickstart.eval.data is not None
+    assert quickstart.eval is not None
     assert not (trained | set(quickstart.data.path)) & set(quickstart.eval.data.path)
 
 
@@ -184,18 +185,18 @@ def test_each_sample_is_noised_at_its_own_level(tiny_sd21_folder: Path) -> None:
 
     from learner.pretraining.naosd import one_step
     from rl.policies import load_policy
-    from rl.policies.base import Condition
+    from rl.policies.base import LatentCondition
     from rl.policies.naosd.policy import NAOSD
 
-    student = load_policy(PolicyConfig(type="naosd", path=str(tiny_sd21_folder)))
+    student = load_policy(policy_section(type="naosd", path=str(tiny_sd21_folder)))
     assert isinstance(student, NAOSD)
     lr, text = torch.rand(2, 3, 32, 32) * 2 - 1, student.prompts("a wall").expand(2, -1, -1)
     torch.manual_seed(0)
     x0 = one_step(student, lr, text, torch.tensor([100, 400]))
     torch.manual_seed(0)
     z = student.vae.encode(lr).latent_dist.mode() * student.vae.config.scaling_factor
-    conditions = [Condition(z[i : i + 1], text[i : i + 1]) for i in range(2)]
-    torch.testing.assert_close(x0, student.generate(torch.randn_like(z), conditions, t_add=(100, 400)))
+    conditions = [LatentCondition(z[i : i + 1], text[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(x0, student.sample(torch.randn_like(z), conditions, OneStepSection(), levels=(100, 400)))
 
 
 @pytest.mark.parametrize("range_", ["[400, 100]", "[-1, 100]", "[100, 1000]"])
