@@ -94,8 +94,8 @@ class PreferenceObjective(Objective[PreferenceBatch]):
         else:
             value, inside = batch.known.loss, batch.known.inside
             surrogate = (torch.sigmoid(-inside) * batch.coefficients * d).sum()
-            # the value of the loss with the gradient of the surrogate
-            total = value * batch.share + surrogate - surrogate.detach()
+            # the value of the loss with the gradient of the surrogate, whose own value is subtracted before it rounds
+            total = value * batch.share + (surrogate - surrogate.detach())
         terms = {
             Key.LOSS_POLICY: value * batch.share,
             Key.LOSS_MARGIN: inside * batch.share,
