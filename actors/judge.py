@@ -13,7 +13,7 @@ from rl.types import F64, U8
 
 
 class Judge:
-    """Scores by rewards of given names: a pyiqa metric, a type (also package.module:Class), or a Python file.
+    """Scores candidates by rewards of given names: a pyiqa metric, a type (or package.module:Class), a Python file.
 
     Args:
         sides: sides of the restored images in pixels, all of them.

@@ -11,4 +11,4 @@ class MissingInput(InputError, FileNotFoundError):
 
 
 class RunFailed(RuntimeError):
-    """A run ended before its last step; `__cause__` is why, the message says how to go on."""
+    """A run ended before its last step; `__cause__` is why, the message says how to resume."""
