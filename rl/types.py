@@ -185,6 +185,8 @@ class PreferencePairs:
             raise ValueError(f"PreferencePairs: expected three arrays [P >= 1], got shapes {sorted(shapes)}")
         if min(self.winners.min(), self.losers.min()) < 0 or max(self.winners.max(), self.losers.max()) >= members:
             raise ValueError(f"PreferencePairs: expected members 0 to {members - 1}, got {self.winners}, {self.losers}")
+        if not (self.weights.min() >= 0 and self.weights.sum() > 0):
+            raise ValueError(f"PreferencePairs: expected weights at least 0, not all 0, got {self.weights}")
 
 
 TrainItem = TrainGroup | PreferencePairs
