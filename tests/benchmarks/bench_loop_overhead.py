@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from actors.controller import Controller
 from actors.launch import Cluster, start_ray
@@ -75,6 +74,8 @@ class FreeLearner(LearnerActor):
 
     def publish(self, *, ema: bool = False) -> Published:
         tensors = {"w": np.full((256, 256), self.version, dtype=np.float32)}
+        import ray
+
         snapshot = LoraSnapshot(self.version, adapter_digest({**tensors}, "float32"), {**tensors}, "float32")
         return Published(ray.put(snapshot), self.version, snapshot.digest, tensors["w"].nbytes, 0.0, 0.0)
 
@@ -84,6 +85,8 @@ class FreeLearner(LearnerActor):
 
 def run(folder: Path, steps: int, groups: int) -> tuple[float, list[float]]:
     """(seconds of the whole run, seconds of each step after the warm ones)."""
+    import ray  # after actors, which keeps it from starting its workers by `uv run`
+
     (folder / "free.py").write_text(REWARD)
     raw = {
         "run": {"dir": str(folder), "name": "loop"},

@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
 import torch
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import save_file
@@ -91,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         cluster = spawn(config)
         sync = WeightSync(cluster.learners[0], cluster.workers, 120.0)
         reports = asyncio.run(measure(sync, options.rounds, warm_up, options.pause))
-        ray.shutdown()
     totals = sorted(report.total_s for report in reports)
     row = {
         "adapter_mib": reports[0].size_bytes / 2**20,
