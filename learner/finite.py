@@ -45,8 +45,8 @@ class FiniteGuard:
         self._bad_gradients.clear()
         self._losses.append((ordinal, torch.where(bad.to(loss.device), torch.inf, loss.float().abs())))
 
-    def check(self) -> None:
-        """Raise `NotFinite` on every rank where one of them saw such a value."""
+    def check(self) -> tuple[int, ...]:
+        """Raise `NotFinite` on every rank where one of them saw such a value; returns the ordinals of the update."""
         seen, self._losses = self._losses, []
         ordinals = tuple(sorted({ordinal for ordinal, value in seen if not torch.isfinite(value)}))
         flag = torch.tensor(bool(ordinals), dtype=torch.int32, device=seen[0][1].device)
@@ -59,3 +59,4 @@ class FiniteGuard:
                 tuple(sorted({ordinal for bad in found for ordinal in bad})),
                 f"a loss or gradient of learner rank(s) {ranks} is not finite",
             )
+        return tuple(dict.fromkeys(ordinal for ordinal, _ in seen))

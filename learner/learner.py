@@ -17,7 +17,7 @@ from torch import Tensor
 
 from learner.ema import Ema
 from learner.engine import build_engine
-from learner.finite import FiniteGuard
+from learner.finite import FiniteGuard, NotFinite
 from learner.report import TrainReport
 from learner.state import Adapter, LearnerState, read_state, write_state
 from rl.config.training import TrainingSection
@@ -92,11 +92,13 @@ class Learner:
             detached = Loss(loss.total.detach(), loss.terms, loss.maxima)
             self._finite.saw(batch.ordinal, detached.total)
             last = self.engine.is_gradient_accumulation_boundary()
-            if last:
-                self._finite.check()
+            ordinals = self._finite.check() if last else ()
             if last and self.config.learner.zero_stage == 0:
                 self._grad_norm = self._norm_before_step()
             self.engine.step()
+            if last and not self.engine.was_step_applied():
+                # DeepSpeed leaves a step out where a reduced gradient is not finite, and only logs it
+                raise NotFinite(ordinals, "the gradient over all ranks is not finite")
             if last and self.config.learner.zero_stage > 0:
                 self._grad_norm = float(self.engine.get_global_grad_norm())
             yield detached

@@ -1,6 +1,7 @@
 """One rank under real DeepSpeed (gloo, CPU) against plain PyTorch, and its state on disk."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from learner.engine import build_optimizer
+from learner.finite import NotFinite
 from learner.learner import Learner
-from learner.objectives import build_objective
 from rl.config.run import RunConfig
+from rl.objectives import build_objective
 from rl.policies import load_policy
-from rl.policies.lora import OLD, POLICY, adapter_parameters, add_adapters
+from rl.policies.lora import OLD, POLICY, Adapters
 from rl.types import RolloutGroup, SRTask, TrainGroup, adapter_digest
 
 MEMBERS = 4
@@ -56,11 +58,11 @@ def plain_adamw(config: RunConfig, groups: list[TrainGroup]) -> dict[str, torch.
     """The same batch without DeepSpeed: mean over micro-batches, clip to 1, AdamW."""
     torch.manual_seed(config.seed)
     policy = load_policy(config.policy)
-    add_adapters(policy.backbone, config.policy.lora, (POLICY, OLD))
-    theta = adapter_parameters(policy.backbone, POLICY)
-    for parameter in adapter_parameters(policy.backbone, OLD).values():
+    adapters = Adapters(policy, POLICY, OLD)
+    theta = adapters.parameters(POLICY)
+    for parameter in adapters.parameters(OLD).values():
         parameter.requires_grad_(False)
-    objective = build_objective(policy, config)
+    objective = build_objective(policy, adapters, config)
     optimizer = build_optimizer([*theta.values()], config.learner.optimizer)
     batches = objective.micro_batches(groups, 0)
     for _ in range(config.learner.updates_per_batch):
@@ -75,12 +77,12 @@ def plain_adamw(config: RunConfig, groups: list[TrainGroup]) -> dict[str, torch.
 def test_deepspeed_takes_the_steps_of_plain_adamw(config: RunConfig) -> None:
     """3 updates of 2 micro-batches: the adapter agrees to 1e-6, after moving by about lr each update."""
     learner = Learner(config)
-    start = {name: value.clone() for name, value in learner.ema.items()}
+    start = {name: value.clone() for name, value in learner.ema.tensors.items()}
     report = learner.train(batch(0, seed=1))
     expected = plain_adamw(config, batch(0, seed=1))
     moved = max((expected[name] - start[name]).abs().max().item() for name in start)
     assert 0.01 < moved < 0.05
-    for name, parameter in learner._theta.items():
+    for name, parameter in learner.theta.items():
         torch.testing.assert_close(parameter.detach(), expected[name], atol=1e-6, rtol=0)
     assert (report.version, report.updates) == (1, 3) and report.grad_norm > 0
 
@@ -92,7 +94,7 @@ def test_old_follows_with_the_published_ramp_and_snapshots_never_change(config: 
     before = {name: value.clone() for name, value in learner.history[0].items()}
     learner.train(batch(0, seed=2))
     for name, value in learner.history[1].items():
-        expected = 0.003 * before[name] + 0.997 * learner._theta[name].detach()
+        expected = 0.003 * before[name] + 0.997 * learner.theta[name].detach()
         torch.testing.assert_close(value, expected, atol=1e-7, rtol=0)
     second = learner.snapshot()
     learner.train(batch(1, seed=3))
@@ -100,15 +102,75 @@ def test_old_follows_with_the_published_ramp_and_snapshots_never_change(config: 
     assert adapter_digest(second.tensors, second.dtype) == second.digest != first.digest
 
 
-def test_groups_are_trained_against_the_version_that_sampled_them_or_refused(config: RunConfig) -> None:
-    """max_policy_lag 1: after two batches versions 1 and 2 are held, a group of version 0 is refused by name."""
+def test_a_group_that_is_too_old_is_refused(config: RunConfig) -> None:
+    """max_policy_lag 1: at version 3 a group of version 2 is trained on, one of version 1 is not."""
+    learner = Learner(config)
+    for version, seed in ((0, 4), (0, 5), (1, 6)):
+        learner.train(batch(version, seed=seed))
+    with pytest.raises(ValueError, match=r"group 14 was sampled with version 1, the learner's is 3"):
+        learner.train(batch(1, seed=7))
+
+
+@pytest.mark.parametrize(("anchor", "held", "kept"), [("newest", 1, [1]), ("behaviour", 0, [0, 1])])
+def test_the_anchor_is_the_newest_adapter_or_the_behaviour(
+    run_config: Callable[..., RunConfig], anchor: str, held: int, kept: list[int]
+) -> None:
+    """A group of version 0 at version 1: what the loss's `old` adapter holds, and the versions that have to be kept."""
+    config = run_config("train.groups_per_step=2", "learner.optimizer.lr=0.01", f"objective.anchor={anchor}")
     learner = Learner(config)
     learner.train(batch(0, seed=4))
+    assert sorted(learner.history) == kept
+    versions = {version: bytes_of(adapter) for version, adapter in learner.history.items()}
     learner.train(batch(0, seed=5))
-    assert sorted(learner.history) == [1, 2]
-    learner.train(batch(1, seed=6))
-    with pytest.raises(ValueError, match=r"group 14 was sampled with version 1; the learner holds \[2, 3\]"):
-        learner.train(batch(1, seed=7))
+    assert bytes_of(dict(learner.adapters.parameters(OLD))) == versions[held]
+
+
+def test_without_lag_both_anchors_are_the_same_training(run_config: Callable[..., RunConfig]) -> None:
+    weights = []
+    for anchor in ("newest", "behaviour"):
+        learner = Learner(run_config("train.groups_per_step=2", f"objective.anchor={anchor}"))
+        learner.train(batch(0, seed=4))
+        learner.train(batch(1, seed=5))
+        weights.append(bytes_of(dict(learner.theta)))
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_what_is_not_finite_is_never_stepped(run_config: Callable[..., RunConfig], stage: int) -> None:
+    """One latent of the second group is infinite: named by its ordinal, and nothing has moved."""
+    learner = Learner(run_config("train.groups_per_step=2", f"learner.zero_stage={stage}"))
+    learner.train(batch(0, seed=1))
+    before = [bytes_of(dict(learner.theta)), bytes_of(learner.ema.tensors), bytes_of(learner.history[1])]
+    items = batch(1, seed=2)
+    latents = items[1].group.latents.copy()
+    latents[0, 0, 0, 0] = np.inf
+    items[1] = replace(items[1], group=replace(items[1].group, latents=latents))
+    with pytest.raises(NotFinite, match=r"rank\(s\) \[0\] is not finite on groups \[5\]; no optimiser step"):
+        learner.train(items)
+    assert [bytes_of(dict(learner.theta)), bytes_of(learner.ema.tensors), bytes_of(learner.history[1])] == before
+    assert learner.version == 1 and sorted(learner.history) == [1]
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_never_stepped(config: RunConfig) -> None:
+    learner = Learner(config)
+    before = bytes_of(dict(learner.theta))
+    last = learner.policy.modules["transformer"].get_submodule("proj_out")
+    last.register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * float("nan"),))
+    with pytest.raises(
+        NotFinite, match=r"a loss or gradient of learner rank\(s\) \[0\] is not finite on groups \[2, 3\]"
+    ):
+        learner.train(batch(0, seed=1))
+    assert bytes_of(dict(learner.theta)) == before
+
+
+def test_a_step_that_deepspeed_leaves_out_ends_the_run(config: RunConfig) -> None:
+    """Behind the learner's own look a gradient becomes NaN: DeepSpeed skips the step with a line in the log."""
+    learner = Learner(config)
+    before = bytes_of(dict(learner.theta))
+    next(iter(learner.theta.values())).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(NotFinite, match=r"the gradient over all ranks is not finite on groups \[2, 3\]"):
+        learner.train(batch(0, seed=1))
+    assert bytes_of(dict(learner.theta)) == before and learner.version == 0
 
 
 def test_a_restored_learner_takes_the_same_next_step_bit_for_bit(config: RunConfig, tmp_path: Path) -> None:
@@ -121,9 +183,9 @@ def test_a_restored_learner_takes_the_same_next_step_bit_for_bit(config: RunConf
     other.load(tmp_path)
     assert (other.version, other.updates) == (1, 3)
     other.train(batch(1, seed=9))
-    assert bytes_of(dict(other._theta)) == bytes_of(dict(learner._theta))
+    assert bytes_of(dict(other.theta)) == bytes_of(dict(learner.theta))
     assert bytes_of(other.history[2]) == bytes_of(learner.history[2])
-    assert bytes_of(other.ema) == bytes_of(learner.ema)
+    assert bytes_of(other.ema.tensors) == bytes_of(learner.ema.tensors)
 
 
 def test_a_checkpoint_of_another_rank_is_refused(
@@ -139,9 +201,9 @@ def test_a_checkpoint_of_another_rank_is_refused(
 def test_a_bfloat16_base_trains_a_float32_adapter(run_config: Callable[..., RunConfig]) -> None:
     """The real-size setting: the frozen base in bfloat16, the adapter and AdamW in float32."""
     learner = Learner(run_config("policy.dtype=bfloat16", "train.groups_per_step=2", "learner.optimizer.lr=0.001"))
-    before = {name: value.clone() for name, value in learner.ema.items()}
+    before = {name: value.clone() for name, value in learner.ema.tensors.items()}
     report = learner.train(batch(0, seed=10))
     assert report.grad_norm > 0
-    moved = [(learner._theta[name].detach() - before[name]).abs().max().item() for name in before]
+    moved = [(learner.theta[name].detach() - before[name]).abs().max().item() for name in before]
     assert 0.0009 < max(moved) < 0.0011  # AdamW's first step is lr * sign(gradient)
     assert learner.snapshot().dtype == "float32"
