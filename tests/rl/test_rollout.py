@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from rl.config.run import RunConfig
-from rl.rollout import RolloutWorker, SnapshotRefused
+from rl.policies.base import LatentCondition
+from rl.policies.flux2sr.policy import Flux2SR
+from rl.policies.naosd.policy import NAOSD
+from rl.rollout import CanaryError, RolloutWorker, SnapshotRefused
 from rl.seeding import member_seeds
 from rl.types import LoraSnapshot, RolloutGroup, SRTask, adapter_digest
 
@@ -22,8 +25,8 @@ def mini_config(mini_folder: Path) -> RunConfig:
     return RunConfig.model_validate(
         {
             "data": {"path": ["skimage:camera"], "crop": 64},
-            "policy": {"path": str(mini_folder), "lora": {"rank": 4, "alpha": 8}},
-            "rollout": {"group_size": MEMBERS, "sampler": {"steps": 3, "shift": 1.0}},
+            "policy": {"path": str(mini_folder), "shift": 1.0, "lora": {"rank": 4, "alpha": 8}},
+            "rollout": {"group_size": MEMBERS, "sampler": {"steps": 3}},
             "rewards": [{"name": "lr_consistency", "type": "lr_consistency"}],
         }
     )
@@ -83,8 +86,8 @@ def test_micro_batches_change_nothing(mini_config: RunConfig, snapshot: LoraSnap
     small = RolloutWorker(mini_config.model_copy(update={"rollout": rollout}))
     small.install(snapshot)
     sizes: list[int] = []
-    velocity = small.policy.velocity
-    small.policy.velocity = lambda x, t, c: sizes.append(len(x)) or velocity(x, t, c)  # type: ignore[method-assign]
+    predict = small.policy.prediction
+    small.policy.prediction = lambda x, t, c: sizes.append(len(x)) or predict(x, t, c)  # type: ignore[method-assign]
     assert_same_pictures(roll(small, 1), roll(worker, 1))
     assert set(sizes) == {5, 1}
 
@@ -127,6 +130,22 @@ def test_one_adapter_only_another_image(run_config: Callable[..., RunConfig]) ->
     worker.install(random_snapshot(worker, 2, scale=0.3))
     after = roll(worker, 0)
     assert np.abs(before.latents - after.latents).max() > 1e-2
+
+
+def test_an_evaluation_samples_with_its_own_sampler_and_no_trajectory(run_config: Callable[..., RunConfig]) -> None:
+    """Of a run on SDE steps: Euler's steps, as a run samples that names them, with the pushed adapter."""
+    worker = RolloutWorker(run_config("objective.type=grpo", "rollout.sampler.solver=sde"))
+    plain = RolloutWorker(run_config("rollout.sampler.solver=euler"))
+    snapshot = random_snapshot(worker, 1)
+    worker.install(snapshot)
+    plain.install(snapshot)
+    seeds = member_seeds(0, 0, 4)
+    _, trained = worker.rollout(make_task(0), seeds)
+    _, evaluated = worker.rollout(make_task(0), seeds, training=False)
+    _, euler = plain.rollout(make_task(0), seeds)
+    assert trained.trajectory is not None and evaluated.trajectory is None
+    np.testing.assert_array_equal(evaluated.latents, euler.latents)
+    assert np.abs(evaluated.latents - trained.latents).max() > 0.1
 
 
 def test_no_sampling_before_the_first_push(run_config: Callable[..., RunConfig]) -> None:
@@ -172,20 +191,65 @@ def test_a_snapshot_of_another_rank_is_refused(run_config: Callable[..., RunConf
         roll(worker, 0)
 
 
-def test_the_canary_moves_when_the_adapter_gets_an_effect(run_config: Callable[..., RunConfig]) -> None:
-    """Equal for two adapters with B = 0, whatever A is; another value as soon as B is not 0."""
-    worker = RolloutWorker(run_config())
+def with_b(worker: RolloutWorker, version: int, b: float) -> LoraSnapshot:
+    """A random adapter whose B is `b` times the drawn one."""
+    drawn = random_snapshot(worker, version).tensors
+    tensors = {name: np.float32(b if "lora_B" in name else 1) * value for name, value in drawn.items()}
+    return LoraSnapshot(version, adapter_digest(tensors, "float32"), tensors, "float32")
 
-    def canary(version: int, b: float) -> float:
-        drawn = random_snapshot(worker, version).tensors
-        tensors = {name: value * (b if "lora_B" in name else 1.0) for name, value in drawn.items()}
-        tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
-        worker.install(LoraSnapshot(version, adapter_digest(tensors, "float32"), tensors, "float32"))
-        return worker.canary()
 
-    assert canary(1, 0.0) == canary(2, 0.0)
-    assert abs(canary(1, 1.0) - canary(1, 0.0)) > 1e-7
-    assert canary(1, 1.0) == canary(1, 1.0)
+@pytest.mark.parametrize("policy", ["run_config", "naosd_config"])
+def test_the_echo_shows_whether_an_adapter_has_an_effect(policy: str, request: pytest.FixtureRequest) -> None:
+    """0 for B = 0, whatever A is; above 0, and the same again, as soon as B is not 0; absent where it was not asked."""
+    worker = RolloutWorker(request.getfixturevalue(policy)())
+    assert worker.install(with_b(worker, 1, 0.0)).effect is None
+    assert worker.install(with_b(worker, 1, 0.0), probe=True).effect == 0.0
+    assert worker.install(with_b(worker, 2, 0.0), probe=True).effect == 0.0
+    effects = [worker.install(with_b(worker, 1, 1.0), probe=True).effect for _ in range(2)]
+    assert effects[0] == effects[1] and effects[0] is not None and effects[0] > 1e-7
+    small = worker.install(with_b(worker, 1, 0.5), probe=True).effect
+    assert small is not None and 0 < small < effects[0]
+
+
+@pytest.mark.parametrize(("targets", "modules"), [("attn_add", 8), ("attn_add_single", 12), ("attn_add_ffn", 12)])
+def test_the_echo_counts_the_layers_that_the_adapter_is_bound_to(
+    run_config: Callable[..., RunConfig], targets: str, modules: int
+) -> None:
+    """The tiny model has one double block, of 8 attention and 4 feed-forward layers, and two single blocks of 2."""
+    worker = RolloutWorker(run_config(f"policy.lora.targets={targets}"))
+    assert worker.install(random_snapshot(worker, 1)).modules == modules
+
+
+DEAF = {
+    "the image is not read": (
+        "condition",
+        lambda real: lambda self, lr, *rest, **keys: real(self, 0 * lr, *rest, **keys),
+    ),
+    "the condition does not reach the model": (
+        "prediction",
+        lambda real: lambda self, x, t, conditions: real(self, x, t, [LatentCondition(0 * conditions[0].latents)]),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DEAF)
+def test_a_policy_that_ignores_its_image_is_refused_at_the_start(
+    run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    name, deafen = DEAF[case]
+    RolloutWorker(run_config())
+    monkeypatch.setattr(Flux2SR, name, deafen(getattr(Flux2SR, name)))
+    with pytest.raises(CanaryError, match="policy 'flux2sr': another LR image does not change the output"):
+        RolloutWorker(run_config())
+
+
+def test_a_one_step_policy_that_ignores_its_image_is_refused(
+    naosd_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = NAOSD.start
+    monkeypatch.setattr(NAOSD, "start", lambda self, conditions, members: 0 * real(self, conditions, members))
+    with pytest.raises(CanaryError, match="policy 'naosd': another LR image does not change the output"):
+        RolloutWorker(naosd_config())
 
 
 def test_echo_reports_recomputed_digest_and_times(run_config: Callable[..., RunConfig]) -> None:
@@ -200,7 +264,7 @@ def test_echo_reports_recomputed_digest_and_times(run_config: Callable[..., RunC
 def test_a_group_made_by_t_add_shares_its_noise(naosd_config: Callable[..., RunConfig]) -> None:
     """Members 0..4 at t_add 150, 200, ... 350 with the first member's noise: the one at 250 is the plain image of that
     noise, neighbours are nearer than the ends, and micro-batches change nothing."""
-    choose = ("rollout.vary=t_add", "rollout.group_size=5", "data.crop=64")
+    choose = ("rollout.sampler={solver: one_step, t_add_range: [150, 350]}", "rollout.group_size=5", "data.crop=64")
     worker = RolloutWorker(naosd_config(*choose))
     snapshot = random_snapshot(worker, 1)
     seeds = member_seeds(0, 3, 5)
