@@ -25,7 +25,7 @@ from learner.pretraining.stable_diffusion import make_base, noise_loss, predict
 from learner.pretraining.supervised import Log, cosine, set_lr, to_tensor
 from rl.config.pretrain import NAOSDPretrain, StudentStage
 from rl.data.crops import CropSource
-from rl.data.degradation import degrade
+from rl.data.degradation import degrade, target
 from rl.data.prompts import load_prompts
 from rl.data.source import ENLARGEMENTS
 from rl.flow.ddpm import guided, noised, predicted_x0
@@ -189,7 +189,7 @@ class Distillation:
         ]
         lr = torch.cat([self._enlarged(image, seed) for image, seed in zip(small, seeds, strict=True)])
         text = torch.cat([self.student.prompts(self.prompts[name]) for name in names])
-        return to_tensor(list(crops)).to(device), lr.to(device), text.to(device)
+        return to_tensor([target(c, config.recipe) for c in crops]).to(device), lr.to(device), text.to(device)
 
     def _enlarged(self, small: U8, seed: int) -> Tensor:
         """LR `[h, w, 3]` -> `[1, 3, H, W]` in [-1, 1]."""

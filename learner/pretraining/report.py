@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from learner.pretraining.supervised import to_tensor
 from rl.config.pretrain import PretrainSection
 from rl.config.rollout import ODESection, OneStepSection
-from rl.data.degradation import degrade
+from rl.data.degradation import degrade, target
 from rl.data.photos import load_photos
 from rl.objectives.lpips import Lpips
 from rl.policies.base import Policy, from_uint8, member_noise, to_uint8
@@ -31,7 +31,7 @@ def held_out_crops(config: PretrainSection) -> list[tuple[U8, U8]]:
         for y, x in ((int(y), int(x)) for y in rows for x in columns):
             hr = np.ascontiguousarray(photo[y : y + config.crop, x : x + config.crop])
             seed = derive_seed("held-out", name, y, x)
-            found.append((hr, degrade(hr, scale=config.scale, recipe=config.recipe, seed=seed)))
+            found.append((target(hr, config.recipe), degrade(hr, scale=config.scale, recipe=config.recipe, seed=seed)))
     return found
 
 

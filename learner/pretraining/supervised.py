@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rl.config.pretrain import PretrainSection, VaeStage
 from rl.data.crops import CropSource
-from rl.data.degradation import degrade
+from rl.data.degradation import degrade, target
 from rl.objectives.lpips import Lpips
 from rl.policies.base import from_uint8, to_uint8
 from rl.seeding import derive_seed
@@ -86,7 +86,7 @@ def cache_pairs(vae: ModelMixin, source: CropSource, config: PretrainSection) ->
         seeds = [derive_seed(config.seed, "pair", first + i) for i in range(count)]
         lr = [degrade(c, scale=config.scale, recipe=config.recipe, seed=s) for c, s in zip(crops, seeds, strict=True)]
         enlarged = nn.functional.interpolate(to_tensor(lr), scale_factor=config.scale, mode="bicubic").clamp(-1, 1)
-        hr = to_tensor(crops)
+        hr = to_tensor([target(c, config.recipe) for c in crops])
         z_hr, z_lr = (vae.encode(x.to(config.device)).latent_dist.mode() for x in (hr, enlarged))
         parts.append((to_uint8(hr), to_uint8(enlarged), z_hr, z_lr))
     return Pairs(*(torch.cat(column) for column in zip(*parts, strict=True)))

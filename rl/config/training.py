@@ -132,6 +132,11 @@ class TrainingSection(Section):
         else:
             shared = groups // ranks * self.parts_per_group
             what = "micro-batches of members of a rank, of which every update gets its share"
+            if self.group_size % self.micro_batch and updates > 1:
+                raise ValueError(
+                    f"learner.micro_batch must divide a group of {self.group_size} for objective.order 'samples', got "
+                    f"{self.micro_batch}: an update of smaller micro-batches would weigh less"
+                )
         if shared % updates:
             raise ValueError(f"learner.updates_per_batch must divide the {shared} {what}; got {updates}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rl.config.data import DataSection, PairedData, PhotoData
+from rl.data.degradation import degrade, target
 from rl.data.photos import IMAGE_SUFFIXES, Photos, list_images, load_photos
 from rl.data.prompts import load_prompts
 from rl.errors import InputError
@@ -83,11 +84,9 @@ class TaskSource:
     def _make(self, ordinal: int, lr_id: str, name: str, crop: U8, at: tuple[int, int], seed: int) -> SRTask:
         scale = self.config.scale
         if isinstance(self.config, PhotoData):
-            # torch is imported with it: a run with a mistake is refused by its image sizes alone
-            from rl.data.degradation import degrade
-
-            hr: U8 | None = np.ascontiguousarray(crop)
-            lr = degrade(np.ascontiguousarray(crop), scale=scale, recipe=self.config.recipe, seed=seed)
+            photo = np.ascontiguousarray(crop)
+            hr: U8 | None = target(photo, self.config.recipe)
+            lr = degrade(photo, scale=scale, recipe=self.config.recipe, seed=seed)
         else:
             lr, hr = crop, None
             if isinstance(self.config, PairedData):

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from rl.config.data import DATA_UNION
+from rl.config.degradation import DEGRADATIONS
+from rl.data.degradation import target
 from rl.data.source import TaskSource
 from rl.types import SRTask
 
@@ -196,3 +198,15 @@ class TestVaried:
         plain = source(path=[str(folder)], crop=64).grid(4)
         assert [fingerprint(task) for task in varied] == [fingerprint(task) for task in plain]
         assert {task.enlargement for task in varied} == {"bicubic"}
+
+
+def test_where_the_recipe_sharpens_the_ground_truth_is_the_sharpened_photograph(folder: Path) -> None:
+    """Real-ESRGAN degrades and rewards the sharpened crop, GDPO-SR's recipe the crop itself."""
+    crops = {
+        recipe: source(path=[str(folder)], crop=64, degradation=recipe).task(0) for recipe in ("realesrgan", "gdpo")
+    }
+    plain = crops["gdpo"].hr
+    assert plain is not None and crops["realesrgan"].hr is not None
+    expected = target(np.ascontiguousarray(plain.transpose(1, 2, 0)), DEGRADATIONS["realesrgan"])
+    np.testing.assert_array_equal(crops["realesrgan"].hr, expected.transpose(2, 0, 1))
+    assert not np.array_equal(crops["realesrgan"].hr, plain)
