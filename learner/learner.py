@@ -71,8 +71,8 @@ class Learner:
             self.ema.update(self.theta, self.updates)
         if next(batches, None) is not None:
             raise ValueError(
-                f"version {self.version}: a batch of {len(items)} groups has more micro-batches than "
-                f"{self.config.micro_batches_per_update} x {self.config.learner.updates_per_batch}, which the recipe says"
+                f"version {self.version}: a batch of {len(items)} groups has more micro-batches than the recipe's "
+                f"{self.config.micro_batches_per_update} x {self.config.learner.updates_per_batch}"
             )
         self._next_version()
         units = self.config.slots * len(items)
