@@ -28,7 +28,7 @@ from actors.tagging import tagger_pools
 from actors.training import Outcome, TrainingLoop
 from actors.weight_sync import WeightSync
 from rl.advantages import AdvantageBatch, to_reward_weight
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.sheets import sample_rows, sheet_path, write_sample_sheet
 from rl.metrics import Key, Value, batch_values

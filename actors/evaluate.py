@@ -14,7 +14,7 @@ from actors.lanes import Sampling
 from actors.scoring import RewardPool, score_group
 from actors.tagging import TaggerPool
 from actors.weight_sync import WeightSync
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.records import EVAL_FILE, EvalRecord, Phase, append_eval
 from rl.metrics import Key

@@ -7,7 +7,7 @@ import numpy as np
 
 from actors.deadline import get_within
 from actors.roles import Published
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.config.training import TrainingSection
 from rl.data.source import TaskSource
 from rl.evaluation.records import EVAL_FILE, Change, NotComparable, changes, read_eval

@@ -12,7 +12,7 @@ from actors.ledger import Ledger
 from actors.pool import GroupFailed, Pool, idle_share
 from actors.scoring import RewardPool, score_group
 from actors.tagging import TaggerPool
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.metrics import Key, Value
 from rl.seeding import member_seeds

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.deadline import get_within
+from rl.config.online import RunConfig
 from rl.config.reward import RewardSection
-from rl.config.run import RunConfig
 from rl.config.server import ServerSection
 from rl.config.tagger import TaggerSection
 from rl.config.training import TrainingSection

@@ -10,8 +10,8 @@ from rewards import check_reward, check_tagger, check_weights
 from rl.config.data import DataSection
 from rl.config.load import ConfigError
 from rl.config.offline import OfflineConfig
+from rl.config.online import RunConfig
 from rl.config.policy import PolicySection, reference_file
-from rl.config.run import RunConfig
 from rl.config.training import TrainingSection
 from rl.data.photos import check_sources
 from rl.data.pools import PoolSource

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from rl.config.online import RunConfig
 from rl.config.reward import RewardSection
-from rl.config.run import RunConfig
 from rl.config.tagger import TaggerSection
 from rl.config.training import TrainingSection
 from rl.types import (

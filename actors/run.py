@@ -21,7 +21,7 @@ from actors.offline import OfflineLoop
 from actors.training import Outcome
 from rl.config.load import dump_config
 from rl.config.offline import OfflineConfig
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.config.training import TrainingSection
 from rl.errors import RunFailed
 

@@ -7,7 +7,7 @@ from typing import Any
 from actors.pool import Pool, Request
 from rewards.base import TaggerError
 from rl.config.data import DataSection
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.config.tagger import TaggerSection
 from rl.data.prompts import with_suffix
 from rl.types import ImageTags, SRTask, TagRequest, image_digest

@@ -7,7 +7,7 @@ alpha of training, and how to restore with it. Torch-free: the driver writes it.
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.config.training import TrainingSection
 from rl.evaluation.records import Change
 from rl.policies.lora_export import write_adapter

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import torch
 
+from rl.config.online import RunConfig
 from rl.config.rollout import SamplerSection
-from rl.config.run import RunConfig
 from rl.flow.trajectory import join_trajectories
 from rl.policies import load_policy
 from rl.policies.base import Condition, member_noise, to_uint8

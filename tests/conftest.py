@@ -114,7 +114,7 @@ def naosd_config(tiny_sd21_folder: Path) -> Callable[..., Any]:
 
 def _recipe(overrides: tuple[str, ...], **sections: Any) -> Any:
     from rl.config import load
-    from rl.config.run import RunConfig
+    from rl.config.online import RunConfig
 
     raw: dict[str, Any] = {
         "data": {"path": ["skimage:camera"]},

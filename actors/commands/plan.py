@@ -16,10 +16,10 @@ from rewards import weights_texts
 from rl.config.base import Section
 from rl.config.load import load_recipe
 from rl.config.offline import OfflineConfig
+from rl.config.online import EvalSection, RunConfig
 from rl.config.policy import PolicySection, reference_file
 from rl.config.pretrain import FlowPretrain, NAOSDPretrain, PretrainSection, StudentStage
 from rl.config.rollout import SamplerSection
-from rl.config.run import EvalSection, RunConfig
 from rl.config.training import TrainingSection
 from rl.errors import MissingInput
 

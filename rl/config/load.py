@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from rl.config.base import Section
 from rl.config.offline import OfflineConfig
+from rl.config.online import RunConfig
 from rl.config.open_union import OpenUnion
 from rl.config.pretrain import PRETRAINS, PretrainSection
-from rl.config.run import RunConfig
 from rl.config.training import TrainingSection
 from rl.errors import InputError
 

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from rl.config.base import Section
 from rl.config.load import apply_override, validate
+from rl.config.online import RunConfig
 from rl.config.policy import POLICY_UNION, PolicySection
 from rl.config.rollout import AnySampler, SamplerSection
-from rl.config.run import RunConfig
 from rl.config.training import TrainingSection
 from rl.errors import InputError, MissingInput
 from rl.policies.lora_file import LORA_FILE

@@ -19,7 +19,7 @@ from actors.scoring import RewardPool
 from actors.weight_sync import PushReport
 from learner.report import TrainReport
 from rl.config.load import validate
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.metrics import Key, read_metrics
 from rl.types import RewardTable, RolloutReceipt, SRTask
 

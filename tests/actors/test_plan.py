@@ -9,7 +9,7 @@ import pytest
 from actors.commands.plan import plan_text
 from actors.paths import inputs
 from rl.config.load import load_recipe, validate
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

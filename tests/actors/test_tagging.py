@@ -18,7 +18,7 @@ from actors.scoring import RewardPool
 from actors.tagging import TaggerPool, tagger_pools
 from rewards.taggers.sections import PythonTaggerSection
 from rewards.taggers.server import TaggerServer
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.types import ImageTags, RewardColumn, RolloutReceipt, SRTask, TagRequest, image_digest
 

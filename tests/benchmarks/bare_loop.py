@@ -21,7 +21,7 @@ from learner.ema import Ema
 from learner.engine import build_optimizer
 from rewards.server import RewardServer
 from rl.config.load import load_config
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.objectives import build_objective
 from rl.policies import load_policy

@@ -18,7 +18,7 @@ import numpy as np
 from harness import HELD_OUT, ROOT, be_the_only_rank, scores
 
 from rl.config.load import load_config
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.bootstrap import paired_bootstrap
 from rl.seeding import derive_seed, member_seeds

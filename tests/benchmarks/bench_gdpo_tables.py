@@ -30,7 +30,7 @@ from scipy.stats import t as student_t
 from rewards.sections import PyiqaSection, PythonRewardSection
 from rewards.server import RewardServer
 from rl.config.load import load_config
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.bootstrap import Interval
 from rl.objectives.lpips import Lpips

@@ -24,7 +24,7 @@ from actors.monitor import Monitor
 from actors.roles import LearnerActor, Published, RewardActor, RolloutActor
 from learner.report import TrainReport
 from rl.config.load import validate
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.metrics import Key, read_metrics
 from rl.types import F64, Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
 

@@ -20,7 +20,7 @@ from typing import Any
 from harness import ROOT
 
 from rl.config.load import load_config
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 
 SDE = "rollout.sampler={solver: sde, steps: 6}"
 FLUX = "policy={type: flux2sr, lora: {rank: 16}}"

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from actors.launch import spawn, start_ray
 from actors.weight_sync import PushReport, WeightSync
 from rl.config.load import validate
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.policies.flux2sr.mini_vae import MiniVAE
 from rl.policies.lora import target_modules
 

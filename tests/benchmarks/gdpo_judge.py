@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from rewards.server import RewardServer
+from rl.config.online import RunConfig
 from rl.config.policy import policy_section
 from rl.config.rollout import OneStepSection
-from rl.config.run import RunConfig
 from rl.objectives.lpips import Lpips
 from rl.policies import load_policy
 from rl.policies.base import Policy, from_uint8, member_noise, to_uint8

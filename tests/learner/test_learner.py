@@ -11,7 +11,7 @@ import torch
 from learner.engine import build_optimizer
 from learner.finite import NotFinite
 from learner.learner import Learner
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.objectives import build_objective
 from rl.policies import load_policy
 from rl.policies.lora import OLD, POLICY, Adapters

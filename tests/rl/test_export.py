@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.export import LORA_FILE, export_lora, read_lora_header
 from rl.policies import load_policy
 from rl.policies.lora import POLICY, Adapters, take_snapshot

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.policies.base import LatentCondition
 from rl.policies.flux2sr.policy import Flux2SR
 from rl.policies.naosd.policy import NAOSD

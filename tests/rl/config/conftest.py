@@ -8,9 +8,9 @@ import pytest
 
 from rl.config.base import Section
 from rl.config.offline import OfflineConfig
+from rl.config.online import RunConfig
 from rl.config.open_union import OpenUnion
 from rl.config.pretrain import PRETRAINS
-from rl.config.run import RunConfig
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from rl.config.load import (
     validate,
 )
 from rl.config.objective import NFTSection
+from rl.config.online import RunConfig
 from rl.config.policy import POLICIES, policy_section
 from rl.config.pretrain import PretrainSection
 from rl.config.rollout import GaussianSection, ODESection, OneStepSection, StochasticSection
-from rl.config.run import RunConfig
 from rl.config.training import TrainingSection
 
 CONFIGS = Path(__file__).parents[3] / "configs"

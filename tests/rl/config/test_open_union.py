@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rl.config.load import ConfigError, dump_config, load_config, load_recipe
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 
 MINIMAL = {"kind": "online", "data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
 OWN = '''

@@ -7,9 +7,9 @@ import pytest
 
 from rl.config.base import InputPath
 from rl.config.load import dump_config, validate
+from rl.config.online import RunConfig
 from rl.config.policy import policy_section
 from rl.config.pretrain import PretrainSection
-from rl.config.run import RunConfig
 
 RAW: dict[str, Any] = {
     "data": {"kind": "paired", "path": ["skimage:camera", "photos/lr", "/elsewhere/lr"], "hr_path": "photos/hr"},

@@ -234,7 +234,7 @@ def test_refusal_takes_under_a_second_of_a_fresh_process(recipe: Path, case: str
     assert float(seconds) < 1.0
 
 
-@pytest.mark.parametrize("module", ["rl.config.run", "rl.config.load", "rl.types", "actors.cli", "actors.preflight"])
+@pytest.mark.parametrize("module", ["rl.config.online", "rl.config.load", "rl.types", "actors.cli", "actors.preflight"])
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     """Neither a refusal nor `isrl --help` waits for torch."""
     heavy = ("torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "pyiqa", "wandb")

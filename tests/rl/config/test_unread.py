@@ -8,10 +8,10 @@ import yaml
 
 from rl.config.base import ReadWith
 from rl.config.load import ConfigError, load_config, load_pretrain_config, load_training_config, validate
+from rl.config.online import RunConfig
 from rl.config.open_union import OpenUnion
 from rl.config.policy import policy_section
 from rl.config.pretrain import PRETRAINS
-from rl.config.run import RunConfig
 from rl.errors import InputError
 
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.metrics import Key
 from rl.objectives.grpo import GRPOBatch, GRPOObjective

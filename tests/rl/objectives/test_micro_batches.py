@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.metrics import Key
 from rl.objectives.base import Loss, Objective
 from rl.policies.lora import OLD, POLICY, take_snapshot

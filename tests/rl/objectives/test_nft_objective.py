@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.flow.schedule import flow_sigmas, interpolated
 from rl.metrics import Key
 from rl.objectives.nft import NFTBatch, NFTObjective

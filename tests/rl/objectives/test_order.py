@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.objectives.grpo import GRPOBatch, GRPOObjective
 from rl.types import TrainGroup, TrajectoryRecord
 

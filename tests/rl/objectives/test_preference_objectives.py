@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.metrics import Key
 from rl.objectives.preference import PreferenceBatch, PreferenceObjective, sample_error
 from rl.policies.lora import POLICY

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rl.config.run import RunConfig
+from rl.config.online import RunConfig
 from rl.metrics import Key
 from rl.objectives.base import Loss, Objective
 from rl.policies.lora import POLICY, installed_digest, take_snapshot

@@ -11,8 +11,8 @@ from diffusers import Flux2Transformer2DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rl.config.online import RunConfig
 from rl.config.policy import policy_section
-from rl.config.run import RunConfig
 from rl.errors import InputError
 from rl.policies import load_policy
 from rl.policies.base import Policy
