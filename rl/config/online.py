@@ -1,4 +1,4 @@
-"""An online run: sections put together, and the combinations that cannot work refused by name."""
+"""An online run: sections put together, and the combinations that cannot work refused."""
 
 from typing import Any, Literal, Self
 

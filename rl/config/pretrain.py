@@ -132,7 +132,7 @@ class StudentStage(Section):
     t_range: tuple[float, float] = (0.02, 0.5)
     """Of VSD's timestep, as shares of T; OSEDiff has up to 0.98."""
     checkpoint_every: int = Field(500, ge=1)
-    """Steps between two writes of what an interrupted stage goes on from, when the same command is given again."""
+    """Steps between two writes of what an interrupted stage resumes from when the same command is given again."""
     clamp: bool = True
     """Clamp the decoded image to the range of pixels before the losses, as published."""
     t_add_range: tuple[int, int] | None = None

@@ -37,14 +37,14 @@ SKIMAGE_PHOTOS = frozenset(
 
 
 def load_rgb(path: Path) -> U8:
-    """One image file as `[H, W, 3]` uint8; grey is repeated, alpha dropped, 16-bit refused by name."""
+    """One image file as `[H, W, 3]` uint8; grey is repeated, alpha dropped; a 16-bit file is refused."""
     with _opened(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An 8-bit image whose pixels are not read yet; what Pillow cannot read is an error by name."""
+    """An 8-bit image whose pixels are not read yet; what Pillow cannot read is an error that names the file."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):

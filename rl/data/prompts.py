@@ -10,7 +10,7 @@ from rl.errors import MissingInput
 
 def load_prompts(config: PromptSection, names: Sequence[str]) -> dict[str, str]:
     """Image name -> prompt. With `prompt_path` the text of `<prompt_path>/<image name>.txt`, in which a missing file
-    is an error by name; else `prompt` for all. `prompt_suffix` is appended to either, after a comma.
+    is an error that names it; else `prompt` for all. `prompt_suffix` is appended to either, after a comma.
 
     Texts belong to names, never to positions, so that no prompt can meet another image.
     """
