@@ -109,6 +109,10 @@ class Adapters:
             values = {name: torch.tensor(array) for name, array in {**initial, **arrays}.items()}
             load_into(parameters, values, source="its tensors")
 
+    def module_names(self) -> list[str]:
+        """Every layer that carries an adapter, `<component>.<module>`."""
+        return [f"{component}.{name}" for component, names in self._targets.items() for name in names]
+
     def _layer_names(self) -> list[str]:
         """Every Linear and Conv2d layer of the base, `<component>.<module>`, by which a file's names are told."""
         return [

@@ -149,7 +149,9 @@ def test_files_of_other_tools(tmp_path: Path) -> None:
         read_lora_header(tmp_path / "none.safetensors")
     bare = tmp_path / "bare.safetensors"
     save_file({"x": np.zeros(1, np.float32)}, bare)
-    with pytest.raises(ValueError, match=r"metadata with transformer.r or unet.r in the header, found none"):
+    with pytest.raises(
+        ValueError, match=r"metadata with transformer.r or unet.r or <component>.r in the header, found none"
+    ):
         read_lora_header(bare)
     foreign = tmp_path / "foreign.safetensors"
     metadata = {"lora_adapter_metadata": json.dumps({"transformer.r": 8, "transformer.lora_alpha": 8})}

@@ -1,5 +1,6 @@
 """What losses compare with: the adapter that training began with, the base, or a file."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,10 @@ def adapter_file(
         randomise(objective, POLICY, seed)
         theta = objective.adapters.parameters(POLICY)
         file = tmp_path / f"{seed}.safetensors"
-        save_file({key: value.detach().clone() for key, value in theta.items()}, file)
+        component, lora = next(iter(theta)).partition(".")[0], objective.run_config.policy.lora
+        header = json.dumps({f"{component}.r": lora.rank, f"{component}.lora_alpha": lora.alpha})
+        tensors = {key: value.detach().clone() for key, value in theta.items()}
+        save_file(tensors, file, metadata={"lora_adapter_metadata": header})
         return str(file), installed_digest(theta)
 
     return make

@@ -1,5 +1,6 @@
 """Adapters: where they go, what they start from, switching; `test_snapshots.py` has how one travels."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,10 +191,13 @@ def test_adapters_may_sit_on_several_modules(load: Loads) -> None:
 @pytest.fixture
 def start(load: Loads, tmp_path: Path) -> tuple[Path, str]:
     """A LoRA file of random values and the digest of its tensors."""
-    saved = Adapters(load(), POLICY).parameters(POLICY)
+    policy = load()
+    saved = Adapters(policy, POLICY).parameters(POLICY)
     randomise(saved, 8)
-    file = tmp_path / "start.safetensors"
-    save_file({name: parameter.detach().clone() for name, parameter in saved.items()}, file)
+    file, lora = tmp_path / "start.safetensors", policy.section.lora
+    header = json.dumps({"transformer.r": lora.rank, "transformer.lora_alpha": lora.alpha})
+    tensors = {name: parameter.detach().clone() for name, parameter in saved.items()}
+    save_file(tensors, file, metadata={"lora_adapter_metadata": header})
     return file, installed_digest(saved)
 
 
