@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from learner.engine import build_optimizer
 from learner.finite import NotFinite
 from learner.learner import Learner
 from rl.config.online import RunConfig
+from rl.errors import InputError
 from rl.objectives import build_objective
 from rl.policies import load_policy
 from rl.policies.lora import OLD, POLICY, Adapters
@@ -207,3 +209,16 @@ def test_a_bfloat16_base_trains_a_float32_adapter(run_config: Callable[..., RunC
     moved = [(learner.theta[name].detach() - before[name]).abs().max().item() for name in before]
     assert 0.0009 < max(moved) < 0.0011  # AdamW's first step is lr * sign(gradient)
     assert learner.snapshot().dtype == "float32"
+
+
+def test_another_reference_is_refused_on_resume(
+    config: RunConfig, run_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """A checkpoint of a run whose reference is the base, resumed with an adapter file as the reference."""
+    learner = Learner(config)
+    learner.save(tmp_path / "saved")
+    file = tmp_path / "other.safetensors"
+    save_file({name: torch.ones_like(value) for name, value in learner.ema.tensors.items()}, file)
+    other = Learner(run_config("train.groups_per_step=2", f"policy.reference={file}"))
+    with pytest.raises(InputError, match=r"compares with the reference None, policy.reference is now \w{32}"):
+        other.load(tmp_path / "saved")
