@@ -101,7 +101,7 @@ class Adapters:
         lora = self._section.lora
         initial = {name: parameter.detach().cpu().numpy() for name, parameter in parameters.items()}
         with _blaming(file):
-            adapter = read_adapter(Path(file), modules=self._layer_names())
+            adapter = read_adapter(Path(file), modules=layer_names(self._modules))
             arrays = rescaled(adapter, lora.rank, lora.alpha, initial)
             if not trained:
                 arrays = rescaled(adapter, lora.rank, lora.alpha)
@@ -112,15 +112,6 @@ class Adapters:
     def module_names(self) -> list[str]:
         """Every layer that carries an adapter, `<component>.<module>`."""
         return [f"{component}.{name}" for component, names in self._targets.items() for name in names]
-
-    def _layer_names(self) -> list[str]:
-        """Every Linear and Conv2d layer of the base, `<component>.<module>`, by which a file's names are told."""
-        return [
-            f"{component}.{name.replace('.base_layer', '')}"
-            for component, module in self._modules.items()
-            for name, layer in module.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name
-        ]
 
     def _layers(self) -> list[BaseTunerLayer]:
         return [layer for module in self._modules.values() for layer in _layers(module)]
@@ -182,6 +173,17 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _layers(module: nn.Module) -> list[BaseTunerLayer]:
     return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def layer_names(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Every Linear and Conv2d layer of the base, `<component>.<module>`, by which a file's names are resolved; with
+    adapters on it or without."""
+    return [
+        f"{component}.{name.replace('.base_layer', '')}"
+        for component, module in modules.items()
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name
+    ]
 
 
 def target_modules(module: nn.Module, suffixes: tuple[str, ...]) -> list[str]:

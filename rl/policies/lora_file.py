@@ -155,7 +155,7 @@ def rescaled(adapter: Adapter, rank: int, alpha: float, fresh: Mapping[str, F32]
 
 def read_lora_header(file: Path) -> dict[str, dict[str, object]]:
     """Both parts of the header, `adapter` and `isrl`; an adapter of another tool has an empty `isrl`."""
-    header = _header(file)
+    header = read_header(file)
     adapter = _settings(header)
     if adapter is None or "r" not in adapter:
         expected = " or ".join(prefix + "r" for prefix in (*COMPONENTS, "<component>."))
@@ -165,7 +165,7 @@ def read_lora_header(file: Path) -> dict[str, dict[str, object]]:
 
 def read_tensors(file: Path) -> tuple[dict[str, F32], dict[str, str]]:
     """Tensors as float32 (bfloat16, which numpy lacks, included) and the header's texts."""
-    header = _header(file)
+    header = read_header(file)
     tensors = {}
     for name, raw in deserialize(file.read_bytes()):  # type: ignore[no-untyped-call]
         if raw["dtype"] == "BF16":
@@ -180,7 +180,8 @@ def read_tensors(file: Path) -> tuple[dict[str, F32], dict[str, str]]:
     return tensors, header
 
 
-def _header(file: Path) -> dict[str, str]:
+def read_header(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file as it stands there; MissingInput or InputError where it is none."""
     if not file.is_file():
         raise MissingInput(f"{file}: no such LoRA file; a run writes it to <run.dir>/lora/{LORA_FILE}")
     try:

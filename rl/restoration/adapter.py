@@ -12,7 +12,7 @@ from torch import nn
 
 from rl.errors import InputError
 from rl.policies.base import Policy
-from rl.policies.lora import POLICY, load_into
+from rl.policies.lora import POLICY, layer_names, load_into
 from rl.policies.lora_file import read_adapter, rescaled
 
 
@@ -28,18 +28,8 @@ def attach_adapter(policy: Policy, file: Path) -> int:
         raise InputError(f"{file}: not an adapter of this policy: {error}") from error
 
 
-def linear_layers(policy: Policy) -> list[str]:
-    """`<component>.<module>` of every layer that may carry an adapter."""
-    return [
-        f"{component}.{name}"
-        for component, module in policy.modules.items()
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
-
-
 def _attach(policy: Policy, file: Path) -> int:
-    adapter = read_adapter(file, modules=linear_layers(policy))
+    adapter = read_adapter(file, modules=layer_names(policy.modules))
     rank = max(pair.rank for pair in adapter.pairs.values())
     for component, module in policy.modules.items():
         paths = [name.removeprefix(f"{component}.") for name in adapter.pairs if name.startswith(f"{component}.")]

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from rl.config.base import Section
 from rl.config.load import apply_override, validate
 from rl.config.online import RunConfig
@@ -19,7 +17,7 @@ from rl.config.policy import POLICY_UNION, PolicySection
 from rl.config.rollout import AnySampler, SamplerSection
 from rl.config.training import TrainingSection
 from rl.errors import InputError, MissingInput
-from rl.policies.lora_file import LORA_FILE
+from rl.policies.lora_file import LORA_FILE, read_header
 from rl.policies.stored import stored_dtype
 
 SCALE = 4
@@ -91,13 +89,7 @@ def _header(path: Path) -> Mapping[str, Any]:
     file = path / LORA_FILE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         return {}
-    if not file.is_file():
-        raise MissingInput(f"{file}: no such LoRA file; a run writes it to <run.dir>/lora/{LORA_FILE}")
-    try:
-        with safe_open(file, framework="numpy") as handle:
-            facts: dict[str, Any] = json.loads((handle.metadata() or {}).get("isrl", "{}"))
-    except SafetensorError as error:
-        raise InputError(f"{file}: expected a safetensors file, got something else ({error})") from error
+    facts: dict[str, Any] = json.loads(read_header(file).get("isrl", "{}"))
     if "restore" not in facts and "base" in facts:
         kind, _, path = facts["base"].partition(":")
         return {"policy": {"type": kind, "path": path}}

@@ -13,9 +13,9 @@ from rl.errors import InputError
 from rl.export import LORA_FILE, export_lora
 from rl.policies import load_policy
 from rl.policies.base import Policy, member_noise
-from rl.policies.lora import POLICY, Adapters, take_snapshot
+from rl.policies.lora import POLICY, Adapters, layer_names, take_snapshot
 from rl.policies.lora_export import Format, export_as
-from rl.restoration.adapter import attach_adapter, linear_layers
+from rl.restoration.adapter import attach_adapter
 
 
 @torch.no_grad()
@@ -82,4 +82,4 @@ def test_an_adapter_of_another_model_is_refused_by_its_file(
     for policy in (load_policy(naosd_config().policy), wider):
         with pytest.raises(InputError, match=str(file)):
             attach_adapter(policy, file)
-    assert all(".lora_" not in name for name in linear_layers(load_policy(run_config().policy)))
+    assert all(".lora_" not in name for name in layer_names(load_policy(run_config().policy).modules))
