@@ -18,7 +18,7 @@ from rl.config.load import load_recipe
 from rl.config.offline import OfflineConfig
 from rl.config.online import EvalSection, RunConfig
 from rl.config.policy import PolicySection, reference_file
-from rl.config.pretrain import FlowPretrain, NAOSDPretrain, PretrainSection, StudentStage
+from rl.config.pretrain import PretrainSection
 from rl.config.rollout import SamplerSection
 from rl.config.training import TrainingSection
 from rl.errors import MissingInput
@@ -134,7 +134,7 @@ def _training(config: TrainingSection) -> str:
     what = "pair(s)" if objective.pairs else "member(s)"
     return (
         f"{objective.type}: {config.micro_batches_per_group} micro-batch(es) a group ({config.slots} slot(s) x {parts} "
-        f"part(s) of {config.micro_batch} {what}), {objective.forwards()} forwards each, "
+        f"part(s) of {config.micro_batch} {what}), {objective.forwards(parts)} forwards each, "
         f"{config.learner.updates_per_batch} optimiser step(s) of {config.micro_batches_per_update} micro-batches"
     )
 
@@ -174,25 +174,7 @@ def _reference(policy: PolicySection) -> str:
 
 
 def _pretrain(config: PretrainSection) -> Rows:
-    return {f"pretraining of {config.type} into {config.out}, one process, {config.device}": _stages(config)}
-
-
-def _stages(config: PretrainSection) -> list[Row]:
-    vae = ("vae", f"{config.vae.steps} steps of {config.vae.batch} crops of {config.vae.crop} px")
-    cached = f"out of {config.pairs} cached crops of {config.crop} px"
-    if isinstance(config, FlowPretrain):
-        return [vae, ("flow", f"{config.flow.steps} steps of {config.flow.batch} {cached}")]
-    if isinstance(config, NAOSDPretrain):
-        teacher = ("teacher", f"{config.teacher.steps} steps of {config.teacher.batch} {cached}")
-        return [*([] if config.base else [vae, teacher]), ("student", _student(config.student, config.crop))]
-    return [("maker", config.maker)]
-
-
-def _student(stage: StudentStage, crop: int) -> str:
-    return (
-        f"{stage.steps} steps of {stage.batch} x {stage.accumulate} crops of {crop} px, LoRA rank {stage.lora_rank}, "
-        f"{stage.pixel_weight:g} {stage.pixel.upper()} + {stage.lpips_weight:g} LPIPS + {stage.vsd_weight:g} VSD"
-    )
+    return {f"pretraining of {config.type} into {config.out}, one process, {config.device}": config.stages()}
 
 
 def _offline(config: OfflineConfig) -> Rows:

@@ -16,7 +16,7 @@ from torch import Tensor
 from learner.pretraining.supervised import (
     Log,
     Pairs,
-    cache_pairs,
+    cache_pairs, describe_vae,
     charbonnier,
     cosine,
     descend,
@@ -52,10 +52,10 @@ def make_flux2sr(config: FlowPretrain, lpips: Lpips, log: Log) -> str:
 
 
 def describe_flux2sr(config: FlowPretrain) -> str:
-    """The card's line on the second stage."""
+    """The card's lines on the stages."""
     flow = config.flow
     return (
-        f"Flow: {flow.steps} steps of {flow.batch} out of {config.pairs} cached pairs, flow matching + "
+        f"{describe_vae(config.vae)}\nFlow: {flow.steps} steps of {flow.batch} out of {config.pairs} cached pairs, flow matching + "
         f"{flow.charbonnier_weight:g} Charbonnier +\n{flow.lpips_weight:g} LPIPS-squeeze (FoA-SR's loss; "
         f"the weights are ours), EMA {flow.ema_decay:g}."
     )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from learner.pretraining import progress
 from learner.pretraining.stable_diffusion import make_base, noise_loss, predict
-from learner.pretraining.supervised import Log, cosine, set_lr, to_tensor
+from learner.pretraining.supervised import Log, cosine, describe_vae, set_lr, to_tensor
 from rl.config.pretrain import NAOSDPretrain, StudentStage
 from rl.data.crops import CropSource
 from rl.data.degradation import degrade, target
@@ -254,12 +254,12 @@ def _update(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
 
 
 def describe_naosd(config: NAOSDPretrain) -> str:
-    """The card's lines on the later stages."""
+    """The card's lines on the stages."""
     teacher, student = config.teacher, config.student
     base = (
         f"Multi-step model: {config.base}."
         if config.base
-        else f"Multi-step model: {teacher.steps} steps of {teacher.batch} out of {config.pairs} cached latents, "
+        else f"{describe_vae(config.vae)}\nMulti-step model: {teacher.steps} steps of {teacher.batch} out of {config.pairs} cached latents, "
         "eps-prediction."
     )
     levels = config.t_add if student.t_add_range is None else "{} to {}".format(*student.t_add_range)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from learner.pretraining.supervised import to_tensor
 from rl.config.pretrain import PretrainSection
-from rl.config.rollout import ODESection, OneStepSection
 from rl.data.degradation import degrade, target
 from rl.data.photos import load_photos
 from rl.objectives.lpips import Lpips
@@ -53,11 +52,10 @@ def score(
     bicubic = nn.functional.interpolate(lr, scale_factor=config.scale, mode="bicubic").clamp(-1, 1)
     conditions = [policy.condition(np.ascontiguousarray(pair[1].transpose(2, 0, 1)), config.scale) for pair in crops]
     shape = policy.latent_shape(conditions[0])
-    sampler = OneStepSection() if policy.section.one_step else ODESection(steps=config.sampler_steps)
     samples = []
     for k in range(SAMPLES):
         noise = member_noise([derive_seed("held-out", i, k) for i in range(len(crops))], shape, device)
-        samples.append(from_uint8(to_uint8(policy.decode(policy.sample(noise, conditions, sampler)))))
+        samples.append(from_uint8(to_uint8(policy.decode(policy.sample(noise, conditions, config.sampler)))))
     group = torch.stack([psnr_y(x, hr) for x in samples])
     _write_sheet(sheet, [bicubic, *samples, hr], lr, config.scale)
     return {
@@ -88,8 +86,7 @@ def card(
     held_out = sorted(Path(path.removeprefix("skimage:")).stem for path in config.held_out)
     millions = sum(p.numel() for module in policy.modules.values() for p in module.parameters()) / 1e6
     degradation = config.degradation if isinstance(config.degradation, str) else "the recipe's own"
-    vae = config.vae
-    sampling = "one step" if policy.section.one_step else f"{config.sampler_steps} dpm2 steps"
+    sampling = f"{config.sampler.solver} with {config.sampler.steps} step(s)"
     classes = ", ".join(type(module).__name__ for module in policy.modules.values())
     return f"""# {Path(config.out).name}
 
@@ -99,8 +96,7 @@ Not a restoration model for real use.
 **Data.** {", ".join(sorted(names))}; crops of {config.crop}, x{config.scale}, degradation `{degradation}`.
 Never trained on: {", ".join(held_out)}.
 
-**Training.** VAE: Charbonnier + {vae.lpips_weight:g} LPIPS-squeeze + {vae.kl_weight:g} KL, {vae.steps} steps of {vae.batch} crops of {vae.crop}.
-{stages}
+**Training.** {stages}
 Seed {config.seed}, {config.threads} threads on {config.device}, {minutes:.0f} minutes, torch {torch.__version__}.
 
 **Command.** `uv run isrl pretrain {source}`

@@ -14,7 +14,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from rl.config.pretrain import PretrainSection, VaeStage
+from rl.config.pretrain import FlowPretrain, VaeStage
 from rl.data.crops import CropSource
 from rl.data.degradation import degrade, target
 from rl.objectives.lpips import Lpips
@@ -62,6 +62,11 @@ def train_vae(vae: ModelMixin, source: CropSource, lpips: Lpips, stage: VaeStage
     vae.eval()
 
 
+def describe_vae(stage: VaeStage) -> str:
+    """The card's line on `train_vae`."""
+    return f"VAE: Charbonnier + {stage.lpips_weight:g} LPIPS + {stage.kl_weight:g} KL, {stage.size}."
+
+
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Cached training pairs; latents as the VAE's posterior mean gives them."""
@@ -77,7 +82,7 @@ class Pairs:
 
 
 @torch.no_grad()
-def cache_pairs(vae: ModelMixin, source: CropSource, config: PretrainSection) -> Pairs:
+def cache_pairs(vae: ModelMixin, source: CropSource, config: FlowPretrain) -> Pairs:
     """Make pairs and encode both sides."""
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for first in range(0, config.pairs, 64):

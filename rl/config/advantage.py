@@ -29,12 +29,12 @@ class AdvantageSection(Section):
         """From scores `[N, G, R]` of the whole batch, that is over all ranks, and the N tasks that they belong to."""
         raise NotImplementedError
 
-    def check(self, rewards: "Sequence[Weighed]", *, has_hr: bool) -> None:
-        """Refuse, by ValueError, rewards or data that the aggregation cannot read."""
+    def check(self, rewards: "Sequence[Weighed]", *, where: str, has_hr: bool) -> None:
+        """Refuse, by ValueError, rewards (the recipe's key `where`) or data that the aggregation cannot read."""
         named = [reward.name for reward in rewards if reward.attribute is not None]
         if named and not self.needs_attributes:
             raise ValueError(
-                f"rewards {named}: attribute is not read by advantage.aggregation '{self.aggregation}'; remove it"
+                f"{where} {named}: attribute is not read by advantage.aggregation '{self.aggregation}'; remove it"
             )
 
 
@@ -80,11 +80,11 @@ class AttributeAwareSection(AdvantageSection):
         rho_d = detail_shares(tasks, self.detail_share)
         return attribute_aware(scores, rho_d, fidelity_flags(rewards), weights, scales, self.std_floor, self.eps)
 
-    def check(self, rewards: "Sequence[Weighed]", *, has_hr: bool) -> None:
+    def check(self, rewards: "Sequence[Weighed]", *, where: str, has_hr: bool) -> None:
         unnamed = [reward.name for reward in rewards if reward.attribute is None]
         if unnamed:
             raise ValueError(
-                f"rewards {unnamed} need attribute: fidelity or perceptual for advantage.aggregation attribute_aware"
+                f"{where} {unnamed} need attribute: fidelity or perceptual for advantage.aggregation attribute_aware"
             )
         if self.detail_share is None and not has_hr:
             raise ValueError(
@@ -95,7 +95,7 @@ class AttributeAwareSection(AdvantageSection):
         needed = {"fidelity": self.detail_share != 1.0, "perceptual": self.detail_share != 0.0}
         missing = [kind for kind, is_needed in needed.items() if is_needed and kind not in kinds]
         if missing:
-            raise ValueError(f"advantage.aggregation attribute_aware needs a reward of attribute {missing}, got none")
+            raise ValueError(f"{where}: advantage.aggregation attribute_aware needs one of attribute {missing}, got none")
 
 
 AGGREGATIONS: dict[str, str] = {

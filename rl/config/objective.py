@@ -83,8 +83,8 @@ class ObjectiveSection(Section):
         """How often each member is trained on in one batch: timesteps, steps of a trajectory, or draws of noise."""
         raise NotImplementedError
 
-    def forwards(self) -> int:
-        """Forward passes of the backbone for one micro-batch."""
+    def forwards(self, parts: int = 1) -> int:
+        """Forward passes of the backbone for one micro-batch, of which `parts` make a group."""
         return 1 + self.reference_needed + (self.anchor_needed is not None)
 
     def check(self, policy: "PolicySection", sampler: "SamplerSection") -> None:
@@ -181,6 +181,10 @@ class GDPOSection(PreferenceSection):
     noise: Literal["member", "group"] = "member"
     """`member`: each has its own, as published. `group`: all share one, as Diffusion-DPO's pairs do (ours): what the
     noise alone adds to an error is then the same for every member, and the advantages, which sum to 0, cancel it."""
+
+    def forwards(self, parts: int = 1) -> int:
+        """A group in parts takes a first pass over all errors (`rl.objectives.preference`)."""
+        return super().forwards(parts) + (parts > 1)
 
 
 class DiffusionDPOSection(PreferenceSection):

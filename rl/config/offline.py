@@ -56,7 +56,7 @@ class OfflineConfig(TrainingSection):
             raise ValueError(f"objective.{unread[0]} says how groups are sampled, and pools are; remove it")
         self.objective.check(self.policy, self.sampler)
         # whether a pool has HR images is known when it is read
-        self.advantage.check(self.scores, has_hr=True)
+        self.advantage.check(self.scores, where="scores", has_hr=True)
         self._check_shares()
         self._check_devices({})
         names = [score.name for score in self.scores]

@@ -70,7 +70,7 @@ class RunConfig(TrainingSection):
         self._check_samplers()
         self.objective.check(self.policy, self.sampler)
         self._check_size()
-        self.advantage.check(self.rewards, has_hr=self.data.has_hr)
+        self.advantage.check(self.rewards, where="rewards", has_hr=self.data.has_hr)
         self._check_shares()
         self._check_micro_batch()
         self._check_devices({"rollout.gpus_per_worker": self.rollout.gpus_per_worker})

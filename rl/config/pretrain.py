@@ -4,10 +4,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rl.config.base import InputPath, Section
+from rl.config.base import InputPath, ReadWith, Section
 from rl.config.degradation import DEGRADATIONS, Degradation, DegradationChoice
 from rl.config.open_union import OpenUnion
 from rl.config.prompts import PromptSection
+from rl.config.rollout import ODESection, OneStepSection
 
 
 class PhotoSet(Section):
@@ -36,6 +37,10 @@ class VaeStage(Section):
     kl_weight: float = Field(1e-3, ge=0)
     blurred_share: float = Field(0.2, ge=0, le=1)
     """Crops shrunk and enlarged by the SR scale, so that the encoder also serves enlarged LR images."""
+
+    @property
+    def size(self) -> str:
+        return f"{self.steps} steps of {self.batch} crops of {self.crop} px"
 
 
 class TransformerSize(Section):
@@ -145,6 +150,13 @@ class StudentStage(Section):
             raise ValueError(f"t_add_range: expected 0 <= low <= high < 1000, got {self.t_add_range}")
         return self
 
+    @property
+    def size(self) -> str:
+        return (
+            f"{self.steps} steps of {self.batch} x {self.accumulate}, LoRA rank {self.lora_rank}, {self.pixel_weight:g} "
+            f"{self.pixel.upper()} + {self.lpips_weight:g} LPIPS + {self.vsd_weight:g} VSD"
+        )
+
 
 class PretrainSection(Section):
     """What every preset needs."""
@@ -164,18 +176,16 @@ class PretrainSection(Section):
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32, multiple_of=16)
     degradation: DegradationChoice = "light"
-    augment: bool = True
-    """Shrink, rotate, mirror and channel-permute the crops."""
-    flip: bool = False
-    """Without `augment`: mirror every other crop, by chance."""
-    enlargement: Literal["bicubic", "random"] = "bicubic"
-    """How LR images are enlarged for the student: bicubically, or by bicubic, bilinear or area, drawn for each."""
     lpips: LpipsWeights
-    vae: VaeStage = VaeStage()
-    pairs: int = Field(12000, ge=1)
-    """Crops whose latents are cached before training, as FoA-SR caches latents."""
-    sampler_steps: int = Field(10, ge=1)
-    """Steps of the samples in the card; a one-step preset takes one."""
+
+    @property
+    def sampler(self) -> ODESection | OneStepSection:
+        """Of the samples in the card."""
+        raise NotImplementedError
+
+    def stages(self) -> list[tuple[str, str]]:
+        """What `isrl plan` shows: (stage, its size)."""
+        return [("maker", self.maker)]
 
     @property
     def recipe(self) -> Degradation:
@@ -188,8 +198,21 @@ class FlowPretrain(PretrainSection):
     maker = "learner.pretraining.flux2sr:make_flux2sr"
 
     type: Literal["flux2sr"] = "flux2sr"
+    vae: VaeStage = VaeStage()
+    pairs: int = Field(12000, ge=1)
+    """Crops whose latents are cached before training, as FoA-SR caches latents."""
     transformer: TransformerSize = TransformerSize()
     flow: FlowStage = FlowStage()
+    sampler_steps: int = Field(10, ge=1)
+    """Steps of the samples in the card."""
+
+    @property
+    def sampler(self) -> ODESection:
+        return ODESection(steps=self.sampler_steps)
+
+    def stages(self) -> list[tuple[str, str]]:
+        flow = f"{self.flow.steps} steps of {self.flow.batch} out of {self.pairs} cached crops of {self.crop} px"
+        return [("vae", self.vae.size), ("flow", flow)]
 
 
 class NAOSDPretrain(PretrainSection):
@@ -201,9 +224,18 @@ class NAOSDPretrain(PretrainSection):
     base: Annotated[str | None, InputPath()] = None
     """Folder of the multi-step model. None: trained first from the photographs into `out`/base, by the sections `vae`,
     `vae_size`, `unet`, `pairs` and `teacher`, which are read only then."""
-    vae_size: KLVaeSize = KLVaeSize()
-    unet: UNetSize = UNetSize()
-    teacher: TeacherStage = TeacherStage()
+    vae: Annotated[VaeStage, ReadWith("base", None)] = VaeStage()
+    vae_size: Annotated[KLVaeSize, ReadWith("base", None)] = KLVaeSize()
+    pairs: Annotated[int, Field(ge=1), ReadWith("base", None)] = 12000
+    """Crops whose latents are cached before the multi-step model is trained."""
+    unet: Annotated[UNetSize, ReadWith("base", None)] = UNetSize()
+    teacher: Annotated[TeacherStage, ReadWith("base", None)] = TeacherStage()
+    augment: bool = True
+    """Shrink, rotate, mirror and channel-permute the student's crops."""
+    flip: Annotated[bool, ReadWith("augment", False)] = False
+    """Mirror every other of the student's crops, by chance."""
+    enlargement: Literal["bicubic", "random"] = "bicubic"
+    """How LR images are enlarged for the student: bicubically, or by bicubic, bilinear or area, drawn for each."""
     student: StudentStage = StudentStage()
     prompts: PromptSection = PromptSection()
     """Of the HR photographs. A base without a text encoder has one embedding for all of them."""
@@ -211,6 +243,16 @@ class NAOSDPretrain(PretrainSection):
     """Of the real score's guidance."""
     t_add: int = Field(250, ge=0, lt=1000)
     t_diff: int = Field(100, ge=0, lt=1000)
+
+    @property
+    def sampler(self) -> OneStepSection:
+        return OneStepSection()
+
+    def stages(self) -> list[tuple[str, str]]:
+        stage = self.teacher
+        teacher = f"{stage.steps} steps of {stage.batch} out of {self.pairs} cached crops of {self.crop} px"
+        base = [] if self.base else [("vae", self.vae.size), ("teacher", teacher)]
+        return [*base, ("student", f"{self.student.size} on crops of {self.crop} px")]
 
 
 PRETRAINS = OpenUnion(

@@ -7,7 +7,8 @@ micro-batches.
     L        = -log sigmoid(inside)
 
 A group's log-sigmoid is not a sum over its members. Where a group is trained in micro-batches a first pass without a
-graph takes all errors, and dL/de_i = sigmoid(-inside) c_i weighs each error's gradient in the second.
+graph takes all errors, and dL/de_i = sigmoid(-inside) c_i weighs each error's gradient in the second, which has the
+reference's errors from the first.
 
 Latents are the group's images encoded again, as published: what the policy is trained on is the image that was scored,
 rounding and clamping included.
@@ -55,6 +56,22 @@ class PreferenceBatch(MicroBatch):
 
 
 @dataclass(frozen=True, eq=False)
+class Errors:
+    """Of M members: policy and reference."""
+
+    policy: Tensor
+    """e(theta) `[M]`"""
+    reference: Tensor
+    """e(ref) `[M]`"""
+    drift: Tensor
+    """Scalar, the mean squared distance of their predictions."""
+
+    @property
+    def d(self) -> Tensor:
+        return self.policy - self.reference
+
+
+@dataclass(frozen=True, eq=False)
 class Known:
     """The first pass of a group that is trained in parts."""
 
@@ -62,6 +79,8 @@ class Known:
     """Scalar, of the whole group."""
     loss: Tensor
     """Scalar, of the whole group."""
+    errors: Errors
+    """Of the part."""
 
 
 class PreferenceObjective(Objective[PreferenceBatch]):
@@ -81,38 +100,42 @@ class PreferenceObjective(Objective[PreferenceBatch]):
                 yield batch
                 continue
             with torch.no_grad():
-                d = torch.cat([self._change(_part(batch, part))[0] for part in parts])
-                loss, inside = preference_loss(d, batch.coefficients)
-            for part in parts:
-                yield replace(_part(batch, part), known=Known(inside, loss))
+                errors = [self._errors(_part(batch, part)) for part in parts]
+                loss, inside = preference_loss(torch.cat([e.d for e in errors]), batch.coefficients)
+            for part, e in zip(parts, errors, strict=True):
+                yield replace(_part(batch, part), known=Known(inside, loss, e))
 
     def forward(self, batch: PreferenceBatch) -> Loss:
-        d, e, drift = self._change(batch)
+        e = self._errors(batch)
         if batch.known is None:
-            value, inside = preference_loss(d, batch.coefficients)
+            value, inside = preference_loss(e.d, batch.coefficients)
             total = value * batch.share
         else:
             value, inside = batch.known.loss, batch.known.inside
-            surrogate = (torch.sigmoid(-inside) * batch.coefficients * d).sum()
+            surrogate = (torch.sigmoid(-inside) * batch.coefficients * e.policy).sum()
             # the value of the loss with the gradient of the surrogate, whose own value is subtracted before it rounds
             total = value * batch.share + (surrogate - surrogate.detach())
         terms = {
             Key.LOSS_POLICY: value * batch.share,
             Key.LOSS_MARGIN: inside * batch.share,
-            Key.LOSS_ERROR: e.mean() * batch.share,
-            Key.LOSS_DRIFT: drift * batch.share,
+            Key.LOSS_ERROR: e.policy.mean() * batch.share,
+            Key.LOSS_DRIFT: e.drift * batch.share,
         }
         return Loss(total, {key: term.detach() for key, term in terms.items()})
 
-    def _change(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """d `[M]`, e(theta) `[M]` and the mean squared distance of the predictions."""
+    def _errors(self, batch: PreferenceBatch) -> Errors:
         z_t = self.policy.noised(batch.z, batch.eps, batch.t)
         target = self.policy.target(batch.z, batch.eps, batch.t)
-        with torch.no_grad(), self.adapters.using(self.adapters.reference):
-            reference = self.policy.prediction(z_t, batch.t, [batch.condition]).float()
+        known = batch.known.errors if batch.known is not None else None
+        if known is None:
+            with torch.no_grad(), self.adapters.using(self.adapters.reference):
+                reference = self.policy.prediction(z_t, batch.t, [batch.condition]).float()
         prediction = self.policy.prediction(z_t, batch.t, [batch.condition]).float()
         e = sample_error(prediction, target)
-        return e - sample_error(reference, target), e, (prediction.detach() - reference).square().mean()
+        if known is not None:
+            return Errors(e, known.reference, known.drift)
+        drift = (prediction.detach() - reference).square().mean()
+        return Errors(e, sample_error(reference, target), drift)
 
 
 def _part(batch: PreferenceBatch, part: slice) -> PreferenceBatch:

@@ -157,7 +157,7 @@ def test_every_recipe_has_a_plan(path: Path) -> None:
 def test_a_pretraining_recipe_says_its_stages_and_what_is_missing() -> None:
     """The real-size NAOSD: one stage of 16 crops a step, since the base is given; the embedded one trains all three."""
     text = plan_text(load_recipe(CONFIGS / "naosd_pretrain.yaml", ["base=/nowhere"]))
-    assert "35000 steps of 2 x 8 crops of 512 px, LoRA rank 4, 1 L2 + 2 LPIPS + 1 VSD" in text
+    assert "35000 steps of 2 x 8, LoRA rank 4, 1 L2 + 2 LPIPS + 1 VSD on crops of 512 px" in text
     assert "MISSING here: /nowhere" in text and "vae  " not in text
     mini = plan_text(load_recipe(CONFIGS / "naosd_pretrain_mini.yaml"))
     assert [word for word in ("vae", "teacher", "student") if f"\n  {word} " in mini] == ["vae", "teacher", "student"]

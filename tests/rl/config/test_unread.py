@@ -14,7 +14,6 @@ from rl.config.policy import policy_section
 from rl.config.pretrain import PRETRAINS
 from rl.errors import InputError
 
-ROOT = Path(__file__).parents[3]
 MINIMAL = {"kind": "online", "data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
 GDPO = ("policy.type=naosd", "objective.type=gdpo")
 GRPO = ("objective.type=grpo", "rollout.sampler.solver=sde")
@@ -209,15 +208,24 @@ OFFLINE: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "attribute": (
         ("scores.0.attribute=fidelity",),
-        "rewards ['psnr']: attribute is not read by advantage.aggregation 'decoupled'; remove it",
+        "scores ['psnr']: attribute is not read by advantage.aggregation 'decoupled'; remove it",
     ),
 }
 
-PRETRAINING: dict[str, tuple[str, str, str]] = {
-    "flux2sr teacher": (
-        "pretrain_flux2sr_mini.yaml", "teacher.steps=3", "teacher: unknown key for type 'flux2sr'; read by naosd",
+PRETRAINING: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "flux2sr teacher": ("flux2sr", ("teacher.steps=3",), "teacher: unknown key for type 'flux2sr'; read by naosd"),
+    "flux2sr flip": ("flux2sr", ("flip=true",), "flip: unknown key for type 'flux2sr'; read by naosd"),
+    "naosd flow": ("naosd", ("flow.steps=3",), "flow: unknown key for type 'naosd'; read by flux2sr"),
+    "naosd sampler_steps": (
+        "naosd", ("sampler_steps=3",), "sampler_steps: unknown key for type 'naosd'; read by flux2sr",
     ),
-    "naosd flow": ("naosd_pretrain_mini.yaml", "flow.steps=3", "flow: unknown key for type 'naosd'; read by flux2sr"),
+    **{
+        f"NAOSDPretrain.{name}": ("based", (f"{name}={value}",), f"{name} is read only with base: null, got base: b")
+        for name, value in {"vae": "{}", "vae_size": "{}", "pairs": 3, "unet": "{}", "teacher": "{}"}.items()
+    },
+    "NAOSDPretrain.flip": (
+        "based", ("flip=true", "augment=true"), "flip is read only with augment: false, got augment: true; remove flip",
+    ),
 }  # fmt: skip
 
 
@@ -252,10 +260,17 @@ def test_a_key_that_says_how_to_sample_is_refused_offline(case: str, tmp_path: P
 
 
 @pytest.mark.parametrize("case", PRETRAINING)
-def test_a_key_that_no_stage_reads_is_refused(case: str) -> None:
-    name, override, message = PRETRAINING[case]
+def test_a_key_that_no_stage_reads_is_refused(case: str, tmp_path: Path) -> None:
+    kind, overrides, message = PRETRAINING[case]
+    raw = {
+        "kind": "pretrain", "type": kind, "out": "o", "photos": [{"path": ["p"]}], "held_out": ["h"],
+        "lpips": {"backbone": "b", "heads": "h"},
+    }  # fmt: skip
+    file = tmp_path / "pretrain.yaml"
+    file.write_text(yaml.safe_dump({**raw, "type": "naosd", "base": "b"} if kind == "based" else raw))
+    load_pretrain_config(file)
     with pytest.raises(ConfigError) as caught:
-        load_pretrain_config(ROOT / "configs" / name, [override])
+        load_pretrain_config(file, overrides)
     assert message in str(caught.value)
 
 
@@ -275,7 +290,7 @@ def test_guidance_is_refused_where_the_transformer_has_no_embedding_for_it(tmp_p
 def test_every_mark_has_a_case(every_field: list[Any]) -> None:
     marked = {str(field) for field in every_field if any(isinstance(mark, ReadWith) for mark in field.marks)}
     assert len(marked) >= 7
-    assert marked <= set(UNREAD)
+    assert marked <= {*UNREAD, *PRETRAINING}
 
 
 def test_every_member_of_every_union_has_a_case(every_field: list[Any]) -> None:

@@ -119,7 +119,7 @@ def test_frozen_forwards_run_before_the_policys_graph_exists(
     name: str,
 ) -> None:
     """Anchor and reference are forwarded without a graph and first, so that memory is never that of two forwards; one
-    forward holds at most micro_batch members, a pair's two."""
+    forward holds at most micro_batch members, a pair's two. All passes are the ones that the plan counts."""
     objective, items = trained(name)
     section = objective.run_config.objective
     key = "rollout.micro_batch" if section.likelihood else "learner.micro_batch"
@@ -129,10 +129,16 @@ def test_frozen_forwards_run_before_the_policys_graph_exists(
     module.register_forward_hook(
         lambda _, args, kwargs, out: passes.append((torch.is_grad_enabled(), len(out[0]))), with_kwargs=True
     )
+    parts = objective.run_config.parts_per_group
+    total = 0
     for batch in objective.micro_batches(items, 0):
+        total += len(passes)
         passes.clear()
         objective(batch)
         graphs = [graph for graph, _ in passes]
-        assert graphs == [False] * (section.forwards() - 1) + [True]
+        assert graphs == [*[False] * (len(graphs) - 1), True]
+        total += len(passes)
         assert {size for _, size in passes} == {round(2 if section.pairs else 4 * batch.share)}
         assert max(size for _, size in passes) <= 3
+        passes.clear()
+    assert total == section.forwards(parts) * len(list(objective.micro_batches(items, 0)))
