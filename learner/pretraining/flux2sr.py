@@ -16,10 +16,11 @@ from torch import Tensor
 from learner.pretraining.supervised import (
     Log,
     Pairs,
-    cache_pairs, describe_vae,
+    cache_pairs,
     charbonnier,
     cosine,
     descend,
+    describe_vae,
     set_lr,
     train_vae,
 )
@@ -55,9 +56,9 @@ def describe_flux2sr(config: FlowPretrain) -> str:
     """The card's lines on the stages."""
     flow = config.flow
     return (
-        f"{describe_vae(config.vae)}\nFlow: {flow.steps} steps of {flow.batch} out of {config.pairs} cached pairs, flow matching + "
-        f"{flow.charbonnier_weight:g} Charbonnier +\n{flow.lpips_weight:g} LPIPS-squeeze (FoA-SR's loss; "
-        f"the weights are ours), EMA {flow.ema_decay:g}."
+        f"{describe_vae(config.vae)}\nFlow: {flow.steps} steps of {flow.batch} out of {config.pairs} cached pairs, "
+        f"flow matching + {flow.charbonnier_weight:g} Charbonnier +\n{flow.lpips_weight:g} LPIPS-squeeze (FoA-SR's "
+        f"loss; the weights are ours), EMA {flow.ema_decay:g}."
     )
 
 

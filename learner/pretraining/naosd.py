@@ -259,8 +259,10 @@ def describe_naosd(config: NAOSDPretrain) -> str:
     base = (
         f"Multi-step model: {config.base}."
         if config.base
-        else f"{describe_vae(config.vae)}\nMulti-step model: {teacher.steps} steps of {teacher.batch} out of {config.pairs} cached latents, "
-        "eps-prediction."
+        else (
+            f"{describe_vae(config.vae)}\nMulti-step model: {teacher.steps} steps of {teacher.batch} out of "
+            f"{config.pairs} cached latents, eps-prediction."
+        )
     )
     levels = config.t_add if student.t_add_range is None else "{} to {}".format(*student.t_add_range)
     return (

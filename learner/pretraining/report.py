@@ -86,7 +86,7 @@ def card(
     held_out = sorted(Path(path.removeprefix("skimage:")).stem for path in config.held_out)
     millions = sum(p.numel() for module in policy.modules.values() for p in module.parameters()) / 1e6
     degradation = config.degradation if isinstance(config.degradation, str) else "the recipe's own"
-    sampling = f"{config.sampler.solver} with {config.sampler.steps} step(s)"
+    sampling = f"{config.sampler.solver} in {config.sampler.steps_taken} step(s)"
     classes = ", ".join(type(module).__name__ for module in policy.modules.values())
     return f"""# {Path(config.out).name}
 

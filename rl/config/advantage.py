@@ -95,7 +95,7 @@ class AttributeAwareSection(AdvantageSection):
         needed = {"fidelity": self.detail_share != 1.0, "perceptual": self.detail_share != 0.0}
         missing = [kind for kind, is_needed in needed.items() if is_needed and kind not in kinds]
         if missing:
-            raise ValueError(f"{where}: advantage.aggregation attribute_aware needs one of attribute {missing}, got none")
+            raise ValueError(f"{where}: advantage.aggregation attribute_aware needs attribute {missing}, got none")
 
 
 AGGREGATIONS: dict[str, str] = {

@@ -153,8 +153,8 @@ class StudentStage(Section):
     @property
     def size(self) -> str:
         return (
-            f"{self.steps} steps of {self.batch} x {self.accumulate}, LoRA rank {self.lora_rank}, {self.pixel_weight:g} "
-            f"{self.pixel.upper()} + {self.lpips_weight:g} LPIPS + {self.vsd_weight:g} VSD"
+            f"{self.steps} steps of {self.batch} x {self.accumulate}, LoRA rank {self.lora_rank}, "
+            f"{self.pixel_weight:g} {self.pixel.upper()} + {self.lpips_weight:g} LPIPS + {self.vsd_weight:g} VSD"
         )
 
 

@@ -174,7 +174,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "a kind of reward that is missing": (
         ["advantage.aggregation=attribute_aware", "rewards.0.attribute=fidelity"],
-        "rewards: advantage.aggregation attribute_aware needs one of attribute ['perceptual'], got none",
+        "rewards: advantage.aggregation attribute_aware needs attribute ['perceptual'], got none",
     ),
     "shares of an HR image that is not there": (
         ["data.kind=lr", "advantage.aggregation=attribute_aware", "rewards.0.attribute=fidelity"],
