@@ -29,6 +29,7 @@ def export_lora(
         "run": config.run.name,
         "step": step,
         "digest": snapshot.digest,
+        "layout": config.policy.layout,
         "rank": config.policy.lora.rank,
         "alpha": config.policy.lora.alpha,
         "restore": recorded(config),

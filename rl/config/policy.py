@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rl.config.data import DataSection
 
 Prediction = Literal["velocity", "noise"]
+Layout = Literal["flux2", "unet"]
 REFERENCES = ("start", "base")
 """Values of `policy.reference` that are no files."""
 
@@ -48,6 +49,11 @@ class PolicySection(Section):
     """Name -> layer-name suffixes; the first set is the default."""
     files: ClassVar[tuple[str, ...]]
     """What its folder must hold."""
+    trained: ClassVar[tuple[str, ...]]
+    """Its components that get adapters, as diffusers' pipeline and the folder call them; the keys of the policy's
+    `modules`, and what the adapter's names begin with."""
+    layout: ClassVar[Layout | None] = None
+    """Whose names kohya and ComfyUI have for its layers (`rl.policies.lora_keys`); None where they have none."""
     reads_text: ClassVar[bool] = True
     """It is conditioned on a prompt, which its folder can encode or has as a cached embedding."""
     text_files: ClassVar[tuple[str, ...]] = ()

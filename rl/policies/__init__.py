@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 
 def load_policy(section: PolicySection) -> "Policy":
-    """The policy of a section, without adapters."""
+    """The policy of a section, without adapters.
+
+    Raises:
+        ValueError: its modules are not those that the section says are trained.
+    """
     policy: Policy = load(section.builder).from_folder(section.folder(), section)
+    if set(policy.modules) != set(section.trained):
+        raise ValueError(
+            f"{section.builder}: {type(section).__name__}.trained says {list(section.trained)}, the policy's modules "
+            f"are {list(policy.modules)}"
+        )
     return policy

@@ -101,7 +101,7 @@ class Adapters:
         lora = self._section.lora
         initial = {name: parameter.detach().cpu().numpy() for name, parameter in parameters.items()}
         with _blaming(file):
-            adapter = read_adapter(Path(file), modules=layer_names(self._modules))
+            adapter = read_adapter(Path(file), modules=layer_names(self._modules), layout=self._section.layout)
             arrays = rescaled(adapter, lora.rank, lora.alpha, initial)
             if not trained:
                 arrays = rescaled(adapter, lora.rank, lora.alpha)

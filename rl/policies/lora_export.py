@@ -22,6 +22,7 @@ from typing import Literal, get_args
 import numpy as np
 from safetensors.numpy import save_file
 
+from rl.config.policy import Layout
 from rl.errors import InputError
 from rl.policies.lora_file import LORA_FILE, Adapter, LoraPair, read_adapter
 from rl.policies.lora_keys import flux2_place, layout_of
@@ -62,17 +63,22 @@ def write_adapter(path: Path, adapter: Adapter, format: Format) -> None:
 
 
 def _metadata(adapter: Adapter) -> dict[str, object]:
-    """PEFT's settings as diffusers stores them, under the component's prefix. `^` keeps a pattern from ending others'
+    """PEFT's settings as diffusers stores them, under each component's prefix. `^` keeps a pattern from ending others'
     names too."""
-    component = next(iter(adapter.pairs)).partition(".")[0]
-    ranks = {name.partition(".")[2]: pair.rank for name, pair in adapter.pairs.items()}
+    ranks: dict[str, dict[str, int]] = {}
+    for name, pair in adapter.pairs.items():
+        component, _, path = name.partition(".")
+        ranks.setdefault(component, {})[path] = pair.rank
+    return {f"{component}.{key}": value for component, of in ranks.items() for key, value in _settings(of).items()}
+
+
+def _settings(ranks: Mapping[str, int]) -> dict[str, object]:
     rank = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{path}": value for path, value in ranks.items() if value != rank}
-    settings = {
+    return {
         "r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others,
         "target_modules": sorted(ranks), "lora_dropout": 0.0, "bias": "none",
     }  # fmt: skip
-    return {f"{component}.{key}": value for key, value in settings.items()}
 
 
 def _diffusers(adapter: Adapter) -> dict[str, F32]:
@@ -104,7 +110,7 @@ def _kohya(adapter: Adapter) -> dict[str, F32]:
 
 
 def _comfyui(adapter: Adapter) -> dict[str, F32]:
-    if layout_of(adapter.pairs) == "unet":
+    if _layout(adapter) == "unet":
         return _kohya(adapter)
     tensors = {}
     for name, (a, b) in _original(adapter).items():
@@ -115,7 +121,7 @@ def _comfyui(adapter: Adapter) -> dict[str, F32]:
 
 def _original(adapter: Adapter) -> dict[str, tuple[F32, F32]]:
     """Name that kohya's scripts start from -> A and the folded B. Of a UNet they start from diffusers' names."""
-    layout = layout_of(adapter.pairs)
+    layout = _layout(adapter)
     if layout is None:
         raise InputError(
             f"{adapter.source}: kohya and ComfyUI have no known names for its layers; write --format diffusers"
@@ -127,6 +133,12 @@ def _original(adapter: Adapter) -> dict[str, tuple[F32, F32]]:
         found.setdefault(place.name if place else path, {})[place.third if place else None] = pair
     return {name: (parts[None].a, folded(parts[None])) if None in parts else _fused(parts)
             for name, parts in found.items()}  # fmt: skip
+
+
+def _layout(adapter: Adapter) -> Layout | None:
+    """As the policy said it, or as the names of a foreign file seem to be."""
+    layout: Layout | None = adapter.facts["layout"] if "layout" in adapter.facts else layout_of(adapter.pairs)
+    return layout
 
 
 def _fused(thirds: Mapping[int | None, LoraPair]) -> tuple[F32, F32]:

@@ -12,24 +12,28 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize, safe_open
 
+from rl.config.policy import Layout
 from rl.errors import InputError, MissingInput
 from rl.policies.lora_keys import names_of_model
 from rl.types import F32
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-COMPONENTS = ("transformer.", "unet.")
-"""The pipeline's component that a layer is part of begins its canonical name."""
+COMPONENTS = ("transformer", "unet")
+"""What diffusers calls a model that a pipeline's adapter is for; begins the canonical names of its layers."""
 
 SUFFIXES = {
     ".lora_A.weight": "A", ".lora_down.weight": "A", ".lora.down.weight": "A", "_lora.down.weight": "A",
     ".lora_A.default.weight": "A", ".lora_B.weight": "B", ".lora_up.weight": "B", ".lora.up.weight": "B",
     "_lora.up.weight": "B", ".lora_B.default.weight": "B", ".alpha": "alpha",
 }  # fmt: skip
+Settings = dict[str, dict[str, object]]
+"""Component -> PEFT's settings of its adapter."""
 NOT_LORA = {
     "dora_scale|lora_magnitude_vector": "DoRA", r"\.hada_": "LoHa", r"\.lokr_": "LoKr", r"\.oft_": "OFT",
     r"\.lora_mid\.": "LoCon with a Tucker core", r"\.lora_B\.bias$": "LoRA with a bias",
@@ -71,19 +75,19 @@ class Adapter:
     """Canonical name, `transformer.transformer_blocks.0.attn.to_q`, -> pair."""
     source: str
     """Where it comes from, for messages."""
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     """The `isrl` part of the header: base, run, step, rank and alpha of training; empty for a foreign file."""
 
 
 def adapter_of(
-    tensors: Mapping[str, NDArray[np.generic]], alpha: float, source: str, facts: Mapping[str, object]
+    tensors: Mapping[str, NDArray[np.generic]], alpha: float, source: str, facts: Mapping[str, Any]
 ) -> Adapter:
     """The carrier of tensors under isrl's names, `<canonical>.lora_A.weight`, that were trained with one alpha."""
     found = _layers(source, {name: np.asarray(value, np.float32) for name, value in tensors.items()})
     return Adapter({name: _pair(source, name, parts, alpha) for name, parts in found.items()}, source, facts)
 
 
-def read_adapter(path: Path | str, modules: Collection[str] = ()) -> Adapter:
+def read_adapter(path: Path | str, modules: Collection[str] = (), layout: Layout | None = None) -> Adapter:
     """Any adapter that a known tool wrote, under canonical names and with its own strength.
 
     alpha is, in this order: the layer's `.alpha` tensor; the header's `lora_adapter_metadata` or PEFT's
@@ -93,7 +97,9 @@ def read_adapter(path: Path | str, modules: Collection[str] = ()) -> Adapter:
 
     Args:
         path: a safetensors file, a PEFT folder, or a folder with `pytorch_lora_weights.safetensors`.
-        modules: canonical names of all Linear and Conv2d layers of the model. Needed for every name but diffusers'.
+        modules: canonical names of all Linear and Conv2d layers of the model. Needed for every name but diffusers' and
+            isrl's own.
+        layout: whose original names the model's layers have.
 
     Raises:
         MissingInput: there is no such file. InputError: a tensor is not LoRA's or of no layer of the model.
@@ -101,13 +107,14 @@ def read_adapter(path: Path | str, modules: Collection[str] = ()) -> Adapter:
     file, settings = _located(Path(path))
     tensors, header = read_tensors(file)
     settings = settings or _settings(header)
-    names = names_of_model(modules)
+    names = names_of_model(modules, layout)
+    components = tuple(f"{component}." for component in (*COMPONENTS, *settings) if component)
     pairs: dict[str, LoraPair] = {}
     for stem, parts in _layers(str(file), tensors).items():
-        layers = names.get(stem, ()) if modules else (stem,) * stem.startswith(COMPONENTS)
+        layers = names.get(stem, ()) if modules else (stem,) * stem.startswith(components)
         if not layers:
             raise InputError(f"{file}: {_unmapped(stem, bool(modules))}")
-        default = _alpha(settings, layers[0].partition(".")[2], parts["A"].shape[0] if "A" in parts else 0)
+        default = _alpha(settings, layers[0], parts["A"].shape[0] if "A" in parts else 0)
         whole = _pair(str(file), stem, parts, default)
         if len(layers) == 3 and len(whole.b) % 3:
             raise InputError(
@@ -156,9 +163,13 @@ def rescaled(adapter: Adapter, rank: int, alpha: float, fresh: Mapping[str, F32]
 def read_lora_header(file: Path) -> dict[str, dict[str, object]]:
     """Both parts of the header, `adapter` and `isrl`; an adapter of another tool has an empty `isrl`."""
     header = read_header(file)
-    adapter = _settings(header)
-    if adapter is None or "r" not in adapter:
-        expected = " or ".join(prefix + "r" for prefix in (*COMPONENTS, "<component>."))
+    settings = _settings(header)
+    # a pipeline's file may also have settings of its text encoder
+    adapter = next(
+        (found for component in (*COMPONENTS, *settings) if "r" in (found := settings.get(component, {}))), None
+    )
+    if adapter is None:
+        expected = " or ".join(component + ".r" for component in (*COMPONENTS, "<component>"))
         raise InputError(f"{file}: expected diffusers' lora_adapter_metadata with {expected} in the header, found none")
     return {"adapter": adapter, "isrl": json.loads(header.get("isrl", "{}"))}
 
@@ -191,7 +202,7 @@ def read_header(file: Path) -> dict[str, str]:
         raise InputError(f"{file}: expected a safetensors file, got something else ({error})") from error
 
 
-def _located(path: Path) -> tuple[Path, dict[str, object] | None]:
+def _located(path: Path) -> tuple[Path, Settings]:
     """The file with the tensors and, of a PEFT folder, its settings."""
     folder = path if path.is_dir() else path.parent
     config = folder / "adapter_config.json"
@@ -201,31 +212,31 @@ def _located(path: Path) -> tuple[Path, dict[str, object] | None]:
         kind = settings.get("peft_type", "LORA")
         if kind != "LORA" or settings.get("use_dora"):
             raise InputError(f"{path}: expected a LoRA, got PEFT's {'DoRA' if kind == 'LORA' else kind}")
-        return peft, settings
-    return (path / LORA_FILE if path.is_dir() else path), None
+        return peft, {"": settings}
+    return (path / LORA_FILE if path.is_dir() else path), {}
 
 
-def _settings(header: Mapping[str, str]) -> dict[str, object] | None:
-    """diffusers' `lora_adapter_metadata` without the component's prefix, which `save_lora_adapter` leaves out; None
-    where there is none."""
+def _settings(header: Mapping[str, str]) -> Settings:
+    """diffusers' `lora_adapter_metadata`; `save_lora_adapter` leaves the component out, which is "" here."""
     packed: dict[str, object] = json.loads(header.get("lora_adapter_metadata", "{}"))
-    components = {f"{key.partition('.')[0]}." for key in packed if "." in key}
-    # a pipeline's file may also have settings of its text encoder; a policy of a user's own has names of its own
-    chosen = tuple(components & set(COMPONENTS) or components)
-    found = {key.partition(".")[2]: value for key, value in packed.items() if key.startswith(chosen)}
-    return found or packed or None
+    found: Settings = {}
+    for key, value in packed.items():
+        component, _, name = key.rpartition(".")
+        found.setdefault(component, {})[name] = value
+    return found
 
 
-def _alpha(settings: Mapping[str, object] | None, path: str, rank: int) -> float:
+def _alpha(settings: Settings, layer: str, rank: int) -> float:
     """alpha of one layer, such that s = alpha / r; patterns are regular expressions for the end of a path, as PEFT has
     them."""
-    if settings is None:
-        return float(rank)
-    patterns = settings.get("alpha_pattern") or {}
+    component, _, path = layer.partition(".")
+    # one model's settings are the layer's, whatever another tool calls the model
+    own = settings.get(component) or settings.get("") or (next(iter(settings.values())) if len(settings) == 1 else {})
+    patterns = own.get("alpha_pattern") or {}
     assert isinstance(patterns, dict)
     matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)]
-    alpha = float([*matching, settings.get("lora_alpha", rank)][0])
-    return alpha * rank**0.5 if settings.get("use_rslora") else alpha
+    alpha = float([*matching, own.get("lora_alpha", rank)][0])
+    return alpha * rank**0.5 if own.get("use_rslora") else alpha
 
 
 def _layers(source: str, tensors: Mapping[str, F32]) -> dict[str, dict[str, F32]]:

@@ -10,9 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Layout = Literal["flux2", "unet"]
+from rl.config.policy import Layout
+
 DOTTED = ("", "transformer.", "unet.", "diffusion_model.", "base_model.model.", "unet.base_model.model.")
 UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
 
@@ -113,9 +113,10 @@ def _count(paths: Collection[str], folder: str) -> int:
 
 
 def layout_of(modules: Collection[str]) -> Layout | None:
-    """Whose original names canonical names have; None where nobody's are known.
+    """Whose original names the layers of a file without isrl's header seem to have; None where nobody's are known.
 
-    SD3 and FLUX.1 call a part of their layers as FLUX.2 does: an adapter of such a model needs a table of its own.
+    A guess: SD3 and FLUX.1 call a part of their layers as FLUX.2 does. A policy says it (`PolicySection.layout`), and
+    so does the header of its adapters.
     """
     if all(module.startswith("unet.") for module in modules):
         return "unet"
@@ -123,18 +124,15 @@ def layout_of(modules: Collection[str]) -> Layout | None:
     return "flux2" if flux2 else None
 
 
-def names_of_model(modules: Collection[str]) -> dict[str, tuple[str, ...]]:
+def names_of_model(modules: Collection[str], layout: Layout | None) -> dict[str, tuple[str, ...]]:
     """Every name that a known tool gives a layer -> the layers that it means: one, or q, k and v.
 
     `modules` are the canonical names of all Linear and Conv2d layers of the model, which a file of ours has whatever
-    its component is called. Two layers whose names differ only in dots and underscores have no name with underscores
-    here, since it would not say which one it means.
+    its component is called; original names are those of `layout`. Two layers whose names differ only in dots and
+    underscores have no name with underscores here, since it would not say which one it means.
     """
-    places = {module: flux2_place(_path(module)) for module in modules if module.startswith("transformer.")}
-    unet = unet_places([_path(module) for module in modules if module.startswith("unet.")])
-    originals = {**places, **{f"unet.{path}": place for path, place in unet.items()}}
     meanings: dict[str, tuple[str, ...]] = {_path(module): (module,) for module in modules}
-    for name, parts in _by_original(originals).items():
+    for name, parts in _by_original(_originals(modules, layout)).items():
         meanings[name] = parts
     flat = Counter(name.replace(".", "_") for name in meanings)
     table = {prefix + name: parts for name, parts in meanings.items() for prefix in DOTTED}
@@ -142,6 +140,16 @@ def names_of_model(modules: Collection[str]) -> dict[str, tuple[str, ...]]:
         if flat[name.replace(".", "_")] == 1:
             table.update({prefix + name.replace(".", "_"): parts for prefix in UNDERSCORED})
     return {**table, **{module: (module,) for module in modules}}
+
+
+def _originals(modules: Collection[str], layout: Layout | None) -> dict[str, Place | None]:
+    """Canonical name -> place."""
+    if layout == "flux2":
+        return {module: flux2_place(_path(module)) for module in modules if module.startswith("transformer.")}
+    if layout == "unet":
+        places = unet_places([_path(module) for module in modules if module.startswith("unet.")])
+        return {f"unet.{path}": place for path, place in places.items()}
+    return {}
 
 
 def _by_original(places: Mapping[str, Place | None]) -> dict[str, tuple[str, ...]]:

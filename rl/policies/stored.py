@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from rl.config.policy import PolicySection
 from rl.errors import InputError
-from rl.policies.lora_file import COMPONENTS, read_adapter
+from rl.policies.lora_file import read_adapter
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
 """Whole, or in parts; not the variants beside them."""
@@ -48,7 +48,7 @@ def check_adapter(file: Path, section: PolicySection) -> None:
     shapes = _layers(section)
     if not shapes:
         return
-    pairs = read_adapter(file, modules=shapes).pairs
+    pairs = read_adapter(file, modules=shapes, layout=section.layout).pairs
     suffixes = tuple(f".{suffix}" for suffix in section.lora_targets[section.lora.targets])
     extra = sorted(name for name in pairs if not name.endswith(suffixes))
     if extra:
@@ -72,7 +72,7 @@ def _layers(section: PolicySection) -> dict[str, tuple[int, ...]]:
     return {
         f"{component.name}.{name.removesuffix('.weight')}": tensor.shape
         for component in components(section)
-        if f"{component.name}.".startswith(COMPONENTS)
+        if component.name in section.trained
         for name, tensor in stored_tensors(component).items()
         if name.endswith(".weight") and len(tensor.shape) in (2, 4)
     }

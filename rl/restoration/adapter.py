@@ -29,7 +29,7 @@ def attach_adapter(policy: Policy, file: Path) -> int:
 
 
 def _attach(policy: Policy, file: Path) -> int:
-    adapter = read_adapter(file, modules=layer_names(policy.modules))
+    adapter = read_adapter(file, modules=layer_names(policy.modules), layout=policy.section.layout)
     rank = max(pair.rank for pair in adapter.pairs.values())
     for component, module in policy.modules.items():
         paths = [name.removeprefix(f"{component}.") for name in adapter.pairs if name.startswith(f"{component}.")]

@@ -91,6 +91,7 @@ class TinySection(PolicySection):
     reads_text = False
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {"all": ("inner", "outer", "level")}
     files = ("weights.pt",)
+    trained = ("net",)
     tile_px = 64
 
     type: str = "my_policy:TinySection"

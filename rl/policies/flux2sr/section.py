@@ -55,6 +55,8 @@ class Flux2SRSection(PolicySection):
         "attn_add_ffn": ATTN_ADD + FFN,
     }
     files = ("transformer/config.json", "vae/config.json")
+    trained = ("transformer",)
+    layout = "flux2"
     tile_px = 1024
     presets: ClassVar[Path | None] = Path(__file__).parent / "weights"
 

@@ -30,6 +30,8 @@ class NAOSDSection(PolicySection):
     solvers = ("one_step", "gaussian")
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {"unet_all": UNET_ALL, "unet_attn": UNET_ATTN}
     files = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    trained = ("unet",)
+    layout = "unet"
     text_files = ("text_encoder/config.json", "tokenizer/vocab.json")
     tile_px = 512
     presets: ClassVar[Path | None] = Path(__file__).parent / "weights"

@@ -28,6 +28,7 @@ class Tiny(PolicySection):
     prediction = "velocity"
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {{"all": ("conv",), "some": ("conv1",)}}
     files = ("config.json",)
+    trained = ("net",)
     tile_px = 64
 
     type: str = "{module}:Tiny"

@@ -91,14 +91,15 @@ def test_every_flux2_name_is_diffusers_own() -> None:
 
 def test_names_with_underscores_are_resolved_by_the_model() -> None:
     """`to_out_0` and `add_q_proj` cannot be taken apart without the model's list; what is ambiguous has no name."""
-    names = names_of_model([*FLUX2, "transformer.a.b_c", "transformer.a_b.c"])
+    names = names_of_model([*FLUX2, "transformer.a.b_c", "transformer.a_b.c"], "flux2")
     assert names["lora_transformer_transformer_blocks_0_attn_to_out_0"] == (
         "transformer.transformer_blocks.0.attn.to_out.0",
     )
     assert names["lora_unet_double_blocks_0_img_attn_qkv"] == (Q, K, V)
     assert names["diffusion_model.double_blocks.0.img_attn.qkv"] == (Q, K, V)
     assert "lora_transformer_a_b_c" not in names and names["transformer.a_b.c"] == ("transformer.a_b.c",)
-    assert "diffusion_model.double_blocks.0.img_attn.qkv" not in names_of_model([Q, K])
+    assert "diffusion_model.double_blocks.0.img_attn.qkv" not in names_of_model([Q, K], "flux2")
+    assert "diffusion_model.double_blocks.0.img_attn.qkv" not in names_of_model(FLUX2, None)
 
 
 def test_layouts() -> None:
@@ -193,7 +194,7 @@ def test_fused_qkv_with_alpha(prefix: str, tmp_path: Path) -> None:
     stem = prefix + ("double_blocks_0_img_attn_qkv" if "_unet_" in prefix else "double_blocks.0.img_attn.qkv")
     a, b = torch.randn(4, 5).bfloat16(), torch.randn(18, 4).bfloat16()
     tensors = {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b, f"{stem}.alpha": torch.tensor(1.0)}
-    pairs = read_adapter(save(tmp_path / "a.safetensors", tensors), FLUX2).pairs
+    pairs = read_adapter(save(tmp_path / "a.safetensors", tensors), FLUX2, "flux2").pairs
     whole = 0.25 * (b.float() @ a.float())
     for name, third in zip((Q, K, V), whole.split(6), strict=True):
         np.testing.assert_allclose(pairs[name].delta(), third.numpy(), rtol=0, atol=1e-6)
@@ -203,7 +204,7 @@ def test_a_third_that_was_not_trained_stays_zero(tmp_path: Path) -> None:
     """k alone, as q, k and v in one matrix: the others' effect is exactly none; k has its own rank again."""
     adapter = Adapter({K: pair(4, 6.0)}, "k")
     write_adapter(tmp_path / "k.safetensors", adapter, "comfyui")
-    pairs = read_adapter(tmp_path / "k.safetensors", FLUX2).pairs
+    pairs = read_adapter(tmp_path / "k.safetensors", FLUX2, "flux2").pairs
     same_effect(pairs[K], adapter.pairs[K])
     assert not pairs[Q].delta().any() and not pairs[V].delta().any()
 
@@ -216,7 +217,7 @@ def test_original_names_of_a_unet(tmp_path: Path) -> None:
     one = pair(4, 2.0)
     for stem in ("diffusion_model.output_blocks.5.2.conv", "lora_unet_output_blocks_5_2_conv"):
         tensors = {f"{stem}.lora_down.weight": one.a, f"{stem}.lora_up.weight": one.b, f"{stem}.alpha": 2.0}
-        pairs = read_adapter(save(tmp_path / "a.safetensors", tensors), layers).pairs
+        pairs = read_adapter(save(tmp_path / "a.safetensors", tensors), layers, "unet").pairs
         assert set(pairs) == {"unet.up_blocks.1.upsamplers.0.conv"}
         same_effect(pairs["unet.up_blocks.1.upsamplers.0.conv"], one)
 
@@ -258,7 +259,7 @@ def test_export_as(tmp_path: Path) -> None:
     write_adapter(tmp_path / "lora" / LORA_FILE, adapter, "diffusers")
     for source in (tmp_path, tmp_path / "lora", tmp_path / "lora" / LORA_FILE):
         out = export_as(source, "kohya", tmp_path / "out" / "k.safetensors")
-        back = read_adapter(out, FLUX2)
+        back = read_adapter(out, FLUX2, "flux2")
         assert back.facts == {"run": "night", "step": 3}
         same_effect(back.pairs[Q], adapter.pairs[Q])
         assert [path.name for path in out.parent.iterdir()] == ["k.safetensors"]
@@ -269,3 +270,10 @@ def test_export_as(tmp_path: Path) -> None:
     other = Adapter({"transformer.blocks.0.to_q": pair(4, 8.0)}, "mine")
     with pytest.raises(InputError, match="mine: kohya and ComfyUI have no known names"):
         write_adapter(tmp_path / "x.safetensors", other, "comfyui")
+
+
+def test_a_policy_of_alike_names_is_not_taken_for_flux2(tmp_path: Path) -> None:
+    """SD3's and FLUX.1's attention has FLUX.2's names; the header says that the policy has no layout."""
+    other = Adapter({Q: pair(4, 8.0)}, "mine", {"layout": None})
+    with pytest.raises(InputError, match="mine: kohya and ComfyUI have no known names"):
+        write_adapter(tmp_path / "x.safetensors", other, "kohya")

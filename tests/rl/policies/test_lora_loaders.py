@@ -33,13 +33,14 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rl.config.policy import Layout
 from rl.policies.lora_export import Format, write_adapter
 from rl.policies.lora_file import Adapter, LoraPair, read_adapter
 from rl.policies.lora_keys import Place, flux2_place, unet_places
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "comfyui_keys.json"
-KINDS = ("flux2", "unet")
+KINDS = get_args(Layout)
 FORMATS = get_args(Format)
 COMPONENT = {"flux2": "transformer", "unet": "unet"}
 
@@ -234,13 +235,13 @@ def test_the_golden_names_are_comfyuis(comfyui: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_read(kind: str, tiny: Callable[[str], nn.Module], tmp_path: Path) -> None:
+def test_what_is_written_is_read(kind: Layout, tiny: Callable[[str], nn.Module], tmp_path: Path) -> None:
     """Each format comes back with the rank and the effect that it was written with, fused q, k, v split again."""
     weights = adapted(weights_of(kind, tiny(kind)))
     adapter = adapter_for(weights)
     for format in FORMATS:
         write_adapter(tmp_path / f"{format}.safetensors", adapter, format)
-        back = read_adapter(tmp_path / f"{format}.safetensors", list(weights))
+        back = read_adapter(tmp_path / f"{format}.safetensors", list(weights), kind)
         assert set(back.pairs) == set(adapter.pairs)
         for name, pair in adapter.pairs.items():
             assert back.pairs[name].rank == pair.rank
