@@ -3,12 +3,13 @@
     uv run python tests/benchmarks/bench_learning.py OUT_FOLDER [--seeds 0 1 2] [--smoke] [overrides ...]
 
 Each seed is the quickstart's own command with its evaluation moved to 72 crops of six Kodak photographs and of the
-quickstart's four. Prints, per seed, seconds, peak resident memory of the whole process tree, and for each reward the
-paired change with its 95 % bootstrap interval (over crops, and over whole photographs). Limits: 600 s, 6 GiB, both
-intervals above zero.
+quickstart's four. Prints, per seed, seconds (of the whole command, and of the steps alone), peak resident memory of the
+whole process tree, and for each reward the paired change with its 95 % bootstrap interval (over crops, and over whole
+photographs). Limits: 600 s, 6 GiB, both intervals above zero.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from harness import HELD_OUT, ROOT
 
 from rl.evaluation.bootstrap import paired_bootstrap
 from rl.evaluation.records import EVAL_FILE, read_eval
+from rl.metrics import METRICS_FILE, Key
 
 
 def run_seed(out: Path, seed: int, overrides: list[str]) -> tuple[float, float, float]:
@@ -66,9 +68,14 @@ def rows(out: Path, seed: int, seconds: float, pss: float, rss: float) -> list[s
         lines.append(
             f"| {seed} | {name} | {before.mean():.4f} | {after.mean():.4f} | {crops.mean:+.4f} "
             f"[{crops.low:+.4f}, {crops.high:+.4f}] | [{whole.low:+.4f}, {whole.high:+.4f}] | {len(pairs)} | "
-            f"{seconds:.0f} | {pss:.2f} | {rss:.2f} |"
+            f"{seconds:.0f} | {_step_seconds(out):.0f} | {pss:.2f} | {rss:.2f} |"
         )
     return lines
+
+
+def _step_seconds(out: Path) -> float:
+    steps = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
+    return sum(float(step.get(Key.TIME_STEP, 0.0)) for step in steps)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "eval.crops=2", *options.overrides,
         ]  # fmt: skip
     table = [
-        "| seed | reward | before | after | change, 95 % over crops | over photographs | pairs | s | PSS GiB "
-        "| RSS GiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| seed | reward | before | after | change, 95 % over crops | over photographs | pairs | s | s in steps "
+        "| PSS GiB | RSS GiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for seed in options.seeds:
         out = (options.out / f"seed{seed}").absolute()
