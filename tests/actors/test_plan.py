@@ -80,6 +80,10 @@ STEPS = {
         {"objective": {"type": "diffusion_dpo", "draws": 2}, "policy": {"type": "naosd"}},
         "diffusion_dpo: 2 micro-batch(es) a group (2 slot(s) x 1 part(s) of 1 pair(s)), 2 forwards each",
     ),
+    "a first pass over all errors": (
+        {"objective": {"type": "gdpo"}, "policy": {"type": "naosd"}, "learner": {"micro_batch": 2}},
+        "gdpo: 2 micro-batch(es) a group (1 slot(s) x 2 part(s) of 2 member(s)), 3 forwards each",
+    ),
     "one step": (
         {"objective": {"type": "gdpo"}, "policy": {"type": "naosd"}},
         "4 groups x 3 images of 128 px, one step each\n",
