@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder uses: stored images, tiny real models on disk, and a run's configuration.
+"""Fixtures that more than one folder uses: stored images, tiny real models on disk, a run's configuration and groups.
 
 Nothing here imports torch at the top, so that collecting the torch-free tests stays quick.
 """
@@ -124,6 +124,33 @@ def _recipe(overrides: tuple[str, ...], **sections: Any) -> Any:
     for override in overrides:
         load.apply_override(raw, override)
     return load.validate(RunConfig, raw, "test")
+
+
+@pytest.fixture(scope="session")
+def make_group() -> Callable[..., Any]:
+    """A group of random pixels and latents of the tiny policies, 32 px a side; by default 4 members."""
+    import numpy as np
+
+    from rl.types import RolloutGroup, SRTask, TrainGroup
+
+    def make(
+        ordinal: int,
+        advantages: tuple[float, ...] = (-1.2, 0.1, 1.4, -0.3),
+        *,
+        version: int | None = None,
+        latents: tuple[int, int, int] = (16, 2, 2),
+    ) -> Any:
+        rng = np.random.default_rng(ordinal)
+        lr = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
+        members = len(advantages)
+        images = rng.integers(0, 256, (members, 3, 32, 32), dtype=np.uint8)
+        x0 = rng.standard_normal((members, *latents)).astype(np.float32)
+        x0.flags.writeable = False
+        sampled = ordinal + 5 if version is None else version
+        group = RolloutGroup(ordinal, "photo", sampled, "digest", tuple(range(members)), x0, images)
+        return TrainGroup(SRTask(ordinal, "photo", lr, None, 4, 0), group, np.array(advantages))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -67,20 +67,25 @@ class Lanes:
         return group
 
 
+def run_of(steps: int, lag: int, save_every: int) -> RunConfig:
+    """Two groups of four a step, one reward."""
+    raw = {
+        "train": {"steps": steps, "groups_per_step": 2, "max_policy_lag": lag},
+        "data": {"path": "skimage:camera"},
+        "rollout": {"group_size": 4},
+        "rewards": [{"name": "lr_consistency", "type": "lr_consistency"}],
+        "checkpoint": {"every": save_every},
+        "monitor": {"progress": False, "sample_every": 1000},
+    }
+    return validate(RunConfig, raw, "test")
+
+
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Stage, Lanes]]:
     def make(
         steps: int, lag: int, *, save_every: int = 100, evaluate_at: tuple[int, ...] = (), failing: int | None = None
     ) -> tuple[Stage, Lanes]:
-        raw = {
-            "train": {"steps": steps, "groups_per_step": 2, "max_policy_lag": lag},
-            "data": {"path": "skimage:camera"},
-            "rollout": {"group_size": 4},
-            "rewards": [{"name": "lr_consistency", "type": "lr_consistency"}],
-            "checkpoint": {"every": save_every},
-            "monitor": {"progress": False, "sample_every": 1000},
-        }
-        config = validate(RunConfig, raw, "test")
+        config = run_of(steps, lag, save_every)
         events: list[str] = []
 
         async def train(rows: list[Any], *carriers: Any) -> TrainReport:

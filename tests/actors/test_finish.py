@@ -11,7 +11,6 @@ from actors.finish import draw_before_after, leave
 from rl import jsonl
 from rl.data.source import TaskSource
 from rl.evaluation.records import EVAL_FILE, EvalRecord, append_eval
-from rl.export import LORA_FILE, read_lora_header
 from rl.metrics import METRICS_FILE, Key, Metrics
 from rl.types import LoraSnapshot, adapter_digest
 
@@ -33,10 +32,6 @@ def record(phase: Any, crop: str, score: float, **scores: float) -> EvalRecord:
     return EvalRecord(phase, 0, "skimage:coffee", crop, 1, {"lr_consistency": score, **scores})
 
 
-def written(run_dir: Path) -> Any:
-    return read_lora_header(run_dir / "lora" / LORA_FILE)["isrl"]
-
-
 EVALUATIONS: dict[str, list[EvalRecord]] = {
     "none": [],
     "only the start": [record("start", "a", 1.0)],
@@ -47,14 +42,15 @@ EVALUATIONS: dict[str, list[EvalRecord]] = {
 
 @pytest.mark.parametrize("case", EVALUATIONS)
 def test_the_adapter_does_not_depend_on_the_evaluation(
-    case: str, config: Any, snapshot: LoraSnapshot, tmp_path: Path
+    case: str, config: Any, snapshot: LoraSnapshot, adapter_facts: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     """`eval.crops` or the rewards were changed when the run was resumed: adapter, card and report are there all the
     same, and the report says why it has no table."""
     append_eval(tmp_path / EVAL_FILE, EVALUATIONS[case])
     jsonl.append(tmp_path / METRICS_FILE, [Metrics(1, 2.0, {Key.LOSS_KL: 1.0}).to_json()])
     leave(config, tmp_path, snapshot, step=1)
-    assert (written(tmp_path)["digest"], written(tmp_path)["rewards"]) == (snapshot.digest, {})
+    facts = adapter_facts(tmp_path)
+    assert (facts["digest"], facts["rewards"]) == (snapshot.digest, {})
     assert (tmp_path / "lora" / "README.md").is_file()
     reasons = {"other crops": "expected the same (crop, seed) pairs", "another reward": "expected a score 'gmsd'"}
     assert (
@@ -63,11 +59,14 @@ def test_the_adapter_does_not_depend_on_the_evaluation(
     )
 
 
-def test_an_evaluation_stands_in_the_adapters_header(config: Any, snapshot: LoraSnapshot, tmp_path: Path) -> None:
+def test_an_evaluation_stands_in_the_adapters_header(
+    config: Any, snapshot: LoraSnapshot, adapter_facts: Callable[[Path], Any], tmp_path: Path
+) -> None:
     append_eval(tmp_path / EVAL_FILE, [record("start", "a", 1.0), record("end", "a", 2.5)])
     leave(config, tmp_path, snapshot, step=7)
-    assert written(tmp_path)["rewards"] == {"lr_consistency": [1.0, 2.5]}
-    assert written(tmp_path)["step"] == 7 and not (tmp_path / "report.md").exists()
+    facts = adapter_facts(tmp_path)
+    assert facts["rewards"] == {"lr_consistency": [1.0, 2.5]}
+    assert facts["step"] == 7 and not (tmp_path / "report.md").exists()
 
 
 def test_the_sheet_shows_the_crops_that_both_evaluations_have(config: Any, tmp_path: Path) -> None:

@@ -1,40 +1,21 @@
 """The real command on pools: learner ranks alone on real Ray and DeepSpeed, tiny."""
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from rl.export import read_lora_header
-
-ROOT = Path(__file__).resolve().parents[2]
-
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-def isrl(recipe: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "actors.cli", "train", str(recipe), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [step for step in lines if "loss/total" in step]
-
-
-def digest(run: Path) -> object:
-    return read_lora_header(run / "lora" / "pytorch_lora_weights.safetensors")["isrl"]["digest"]
-
-
 def test_a_run_on_pools_resumes_bit_for_bit(
-    tmp_path: Path, write_pool: Callable[..., Path], tiny_sd21_folder: Path
-) -> None:
+    isrl_train: Callable[..., None], trained_steps: Callable[[Path], list[dict[str, float]]],
+    adapter_facts: Callable[[Path], dict[str, Any]], write_pool: Callable[..., Path], tiny_sd21_folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
     """Three images, two a step: the third step begins a second epoch. A process that resumes after two of the three
     steps ends with the same adapter; GDPO's first loss is ln 2, where policy and reference are equal."""
     raw = {
@@ -46,9 +27,9 @@ def test_a_run_on_pools_resumes_bit_for_bit(
     }  # fmt: skip
     recipe = tmp_path / "offline.yaml"
     recipe.write_text(yaml.safe_dump(raw))
-    isrl(recipe)
+    isrl_train(str(recipe))
     run, resumed = tmp_path / "whole", tmp_path / "parts"
-    trained = metrics(run)
+    trained = trained_steps(run)
     assert [step["policy/version"] for step in trained] == [1, 2, 3]
     assert trained[0]["loss/total"] == pytest.approx(0.6931, abs=1e-4)
     assert trained[2]["loss/drift"] > 0
@@ -57,6 +38,6 @@ def test_a_run_on_pools_resumes_bit_for_bit(
     shutil.copytree(run / "checkpoints" / "step-000002", resumed / "checkpoints" / "step-000002")
     kept = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
     (resumed / "metrics.jsonl").write_text("".join(kept))
-    isrl(recipe, f"run.dir={resumed}", "--resume")
-    assert digest(resumed) == digest(run)
-    assert metrics(resumed)[-1]["loss/total"] == trained[2]["loss/total"]
+    isrl_train(str(recipe), f"run.dir={resumed}", "--resume")
+    assert adapter_facts(resumed)["digest"] == adapter_facts(run)["digest"]
+    assert trained_steps(resumed)[-1]["loss/total"] == trained[2]["loss/total"]

@@ -4,14 +4,10 @@ Embedded recipes run as they are, but shorter. Real-size recipes keep method, sa
 tiny model of the same classes, the CPU, rewards without downloads and smaller crops and groups.
 """
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
 
 EMBEDDED = {
     name: ("train.groups_per_step=2", "rollout.group_size=3", "eval=null")
@@ -39,20 +35,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.mark.parametrize("recipe", [*EMBEDDED, *REAL])
 def test_a_recipe_trains_three_steps(
-    recipe: str, tmp_path: Path, tiny_sd21_folder: Path, tiny_flux2_folder: Path
-) -> None:
+    recipe: str, isrl_train: Callable[..., None], trained_steps: Callable[[Path], list[dict[str, float]]],
+    tmp_path: Path, tiny_sd21_folder: Path, tiny_flux2_folder: Path,
+) -> None:  # fmt: skip
     """Three versions with a gradient each; GRPO's first ratios are exactly 1, GDPO's first loss is ln 2."""
     changes = EMBEDDED.get(recipe) or (*SMALL, *REAL[recipe])
     folders = {"{sd21}": str(tiny_sd21_folder), "{flux2}": str(tiny_flux2_folder)}
     for name, folder in folders.items():
         changes = tuple(change.replace(name, folder) for change in changes)
-    train = [sys.executable, "-m", "actors.cli", "train", f"configs/{recipe}.yaml", f"run.dir={tmp_path}/run"]
-    done = subprocess.run(
-        [*train, "train.steps=3", *changes], cwd=ROOT, capture_output=True, text=True, timeout=800, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "loss/total" in line]
+    isrl_train(f"configs/{recipe}.yaml", f"run.dir={tmp_path}/run", "train.steps=3", *changes, timeout_s=800)
+    steps = trained_steps(tmp_path / "run")
     assert [step["policy/version"] for step in steps] == [1, 2, 3]
     assert all(step["optim/grad_norm"] > 0 for step in steps)
     if "gdpo" in recipe:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness import free_port, rank_environment
 from safetensors.torch import save_file
 
 from learner.engine import build_optimizer
@@ -17,18 +18,16 @@ from rl.errors import InputError
 from rl.objectives import build_objective
 from rl.policies import load_policy
 from rl.policies.lora import OLD, POLICY, Adapters
-from rl.types import RolloutGroup, SRTask, TrainGroup, adapter_digest
+from rl.types import TrainGroup, adapter_digest
 
-MEMBERS = 4
+Batch = Callable[..., list[TrainGroup]]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank() -> Iterator[None]:
     """A process group of one; DeepSpeed joins it once per process."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531",
-        }.items():  # fmt: skip
+        for name, value in rank_environment(0, 1, free_port()).items():
             patch.setenv(name, value)
         yield
 
@@ -40,16 +39,10 @@ def config(run_config: Callable[..., RunConfig]) -> RunConfig:
     )
 
 
-def batch(version: int, seed: int) -> list[TrainGroup]:
-    rng = np.random.default_rng(seed)
-    groups = []
-    for ordinal in (2 * seed, 2 * seed + 1):
-        lr = rng.integers(0, 256, (3, 8, 8), dtype=np.uint8)
-        latents = rng.standard_normal((MEMBERS, 16, 2, 2)).astype(np.float32)
-        images = np.zeros((MEMBERS, 3, 32, 32), np.uint8)
-        group = RolloutGroup(ordinal, "photo", version, "digest", tuple(range(MEMBERS)), latents, images)
-        groups.append(TrainGroup(SRTask(ordinal, "photo", lr, None, 4, 0), group, rng.standard_normal(MEMBERS)))
-    return groups
+@pytest.fixture
+def batch(make_group: Callable[..., TrainGroup]) -> Batch:
+    """A batch of two groups of one version, whose ordinals are 2 seed and 2 seed + 1."""
+    return lambda version, seed: [make_group(ordinal, version=version) for ordinal in (2 * seed, 2 * seed + 1)]
 
 
 def bytes_of(adapter: dict[str, torch.Tensor]) -> str:
@@ -76,7 +69,7 @@ def plain_adamw(config: RunConfig, groups: list[TrainGroup]) -> dict[str, torch.
     return {name: parameter.detach().clone() for name, parameter in theta.items()}
 
 
-def test_deepspeed_takes_the_steps_of_plain_adamw(config: RunConfig) -> None:
+def test_deepspeed_takes_the_steps_of_plain_adamw(config: RunConfig, batch: Batch) -> None:
     """3 updates of 2 micro-batches: the adapter agrees to 1e-6, after moving by about lr each update."""
     learner = Learner(config)
     start = {name: value.clone() for name, value in learner.ema.tensors.items()}
@@ -89,7 +82,7 @@ def test_deepspeed_takes_the_steps_of_plain_adamw(config: RunConfig) -> None:
     assert (report.version, report.updates) == (1, 3) and report.grad_norm > 0
 
 
-def test_old_follows_with_the_published_ramp_and_snapshots_never_change(config: RunConfig) -> None:
+def test_old_follows_with_the_published_ramp_and_snapshots_never_change(config: RunConfig, batch: Batch) -> None:
     """eta after 3 updates is min(0.001 * 3, 0.5) = 0.003; a snapshot keeps its bytes while training goes on."""
     learner = Learner(config)
     first = learner.snapshot()
@@ -104,7 +97,7 @@ def test_old_follows_with_the_published_ramp_and_snapshots_never_change(config: 
     assert adapter_digest(second.tensors, second.dtype) == second.digest != first.digest
 
 
-def test_a_group_that_is_too_old_is_refused(config: RunConfig) -> None:
+def test_a_group_that_is_too_old_is_refused(config: RunConfig, batch: Batch) -> None:
     """max_policy_lag 1: at version 3 a group of version 2 is trained on, one of version 1 is not."""
     learner = Learner(config)
     for version, seed in ((0, 4), (0, 5), (1, 6)):
@@ -115,7 +108,7 @@ def test_a_group_that_is_too_old_is_refused(config: RunConfig) -> None:
 
 @pytest.mark.parametrize(("anchor", "held", "kept"), [("newest", 1, [1]), ("behaviour", 0, [0, 1])])
 def test_the_anchor_is_the_newest_adapter_or_the_behaviour(
-    run_config: Callable[..., RunConfig], anchor: str, held: int, kept: list[int]
+    run_config: Callable[..., RunConfig], anchor: str, held: int, kept: list[int], batch: Batch
 ) -> None:
     """A group of version 0 at version 1: what the loss's `old` adapter holds, and the versions that have to be kept."""
     config = run_config("train.groups_per_step=2", "learner.optimizer.lr=0.01", f"objective.anchor={anchor}")
@@ -127,7 +120,7 @@ def test_the_anchor_is_the_newest_adapter_or_the_behaviour(
     assert bytes_of(dict(learner.adapters.parameters(OLD))) == versions[held]
 
 
-def test_without_lag_both_anchors_are_the_same_training(run_config: Callable[..., RunConfig]) -> None:
+def test_without_lag_both_anchors_are_the_same_training(run_config: Callable[..., RunConfig], batch: Batch) -> None:
     weights = []
     for anchor in ("newest", "behaviour"):
         learner = Learner(run_config("train.groups_per_step=2", f"objective.anchor={anchor}"))
@@ -138,7 +131,7 @@ def test_without_lag_both_anchors_are_the_same_training(run_config: Callable[...
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_what_is_not_finite_is_never_stepped(run_config: Callable[..., RunConfig], stage: int) -> None:
+def test_what_is_not_finite_is_never_stepped(run_config: Callable[..., RunConfig], stage: int, batch: Batch) -> None:
     """One latent of the second group is infinite: named by its ordinal, and nothing has moved."""
     learner = Learner(run_config("train.groups_per_step=2", f"learner.zero_stage={stage}"))
     learner.train(batch(0, seed=1))
@@ -153,7 +146,7 @@ def test_what_is_not_finite_is_never_stepped(run_config: Callable[..., RunConfig
     assert learner.version == 1 and sorted(learner.history) == [1]
 
 
-def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_never_stepped(config: RunConfig) -> None:
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_never_stepped(config: RunConfig, batch: Batch) -> None:
     learner = Learner(config)
     before = bytes_of(dict(learner.theta))
     last = learner.policy.modules["transformer"].get_submodule("proj_out")
@@ -165,7 +158,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_never_stepped(conf
     assert bytes_of(dict(learner.theta)) == before
 
 
-def test_a_step_that_deepspeed_leaves_out_ends_the_run(config: RunConfig) -> None:
+def test_a_step_that_deepspeed_leaves_out_ends_the_run(config: RunConfig, batch: Batch) -> None:
     """Behind the learner's own look a gradient becomes NaN: DeepSpeed skips the step with a line in the log."""
     learner = Learner(config)
     before = bytes_of(dict(learner.theta))
@@ -175,7 +168,9 @@ def test_a_step_that_deepspeed_leaves_out_ends_the_run(config: RunConfig) -> Non
     assert bytes_of(dict(learner.theta)) == before and learner.version == 0
 
 
-def test_a_restored_learner_takes_the_same_next_step_bit_for_bit(config: RunConfig, tmp_path: Path) -> None:
+def test_a_restored_learner_takes_the_same_next_step_bit_for_bit(
+    config: RunConfig, tmp_path: Path, batch: Batch
+) -> None:
     learner = Learner(config)
     learner.train(batch(0, seed=8))
     learner.save(tmp_path)
@@ -200,7 +195,7 @@ def test_a_checkpoint_of_another_rank_is_refused(
         other.load(tmp_path)
 
 
-def test_a_bfloat16_base_trains_a_float32_adapter(run_config: Callable[..., RunConfig]) -> None:
+def test_a_bfloat16_base_trains_a_float32_adapter(run_config: Callable[..., RunConfig], batch: Batch) -> None:
     """The real-size setting: the frozen base in bfloat16, the adapter and AdamW in float32."""
     learner = Learner(run_config("policy.dtype=bfloat16", "train.groups_per_step=2", "learner.optimizer.lr=0.001"))
     before = {name: value.clone() for name, value in learner.ema.tensors.items()}

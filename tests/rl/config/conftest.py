@@ -1,16 +1,32 @@
-"""All fields of all sections, for laws over them."""
+"""A recipe of the least that one has to say, and all fields of all sections for laws over them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 
 from rl.config.base import Section
 from rl.config.offline import OfflineConfig
 from rl.config.online import RunConfig
 from rl.config.open_union import OpenUnion
 from rl.config.pretrain import PRETRAINS
+
+
+@pytest.fixture(scope="session")
+def minimal() -> dict[str, Any]:
+    """The least that an online recipe has to say."""
+    return {"kind": "online", "data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
+
+
+@pytest.fixture(scope="session")
+def recipe(minimal: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `minimal`."""
+    file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    file.write_text(yaml.safe_dump(minimal))
+    return file
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,6 @@ from rl.config.training import TrainingSection
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(CONFIGS.glob("**/*.yaml"))
-MINIMAL = {"kind": "online", "data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(MINIMAL))
-    return file
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -179,8 +171,8 @@ def test_files_that_are_no_recipe_are_refused(tmp_path: Path) -> None:
         load_config(listed)
 
 
-def test_a_section_is_frozen() -> None:
-    config = validate(RunConfig, MINIMAL, "test")
+def test_a_section_is_frozen(minimal: dict[str, Any]) -> None:
+    config = validate(RunConfig, minimal, "test")
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 3  # type: ignore[misc]
 
@@ -195,24 +187,24 @@ def test_numbers_are_finite(recipe: Path, override: str) -> None:
     ("learner", "parts", "per_update"),
     [({}, 1, 6), ({"micro_batch": 4}, 3, 18), ({"micro_batch": 5}, 3, 18), ({"micro_batch": 99}, 1, 6)],
 )
-def test_derived_numbers(learner: dict[str, int], parts: int, per_update: int) -> None:
+def test_derived_numbers(minimal: dict[str, Any], learner: dict[str, int], parts: int, per_update: int) -> None:
     """DiffusionNFT's 10 steps at 0.99 train 9 points; 4 groups of 12 on 2 ranks are 18 slots a rank, 6 an update."""
-    raw = {**MINIMAL, "learner": {"ranks": 2, "updates_per_batch": 3, "cpus_per_rank": 2, **learner}}
+    raw = {**minimal, "learner": {"ranks": 2, "updates_per_batch": 3, "cpus_per_rank": 2, **learner}}
     config = validate(RunConfig, raw, "test")
     assert (config.slots, config.parts_per_group, config.micro_batches_per_group) == (9, parts, 9 * parts)
     assert config.micro_batches_per_update == per_update
     assert config.total_cpus == 1 + 1 + 2 * 2
 
 
-def test_one_pair_of_a_group_is_one_micro_batch() -> None:
-    raw = {**MINIMAL, "policy": {"type": "naosd"}, "objective": {"type": "diffusion_dpo", "draws": 3}}
+def test_one_pair_of_a_group_is_one_micro_batch(minimal: dict[str, Any]) -> None:
+    raw = {**minimal, "policy": {"type": "naosd"}, "objective": {"type": "diffusion_dpo", "draws": 3}}
     config = validate(RunConfig, raw, "test")
     assert (config.micro_batch, config.micro_batches_per_group, config.micro_batches_per_update) == (1, 3, 12)
 
 
-def test_published_defaults() -> None:
+def test_published_defaults(minimal: dict[str, Any]) -> None:
     """LucidNFT's group of 12 and rank 32; DiffusionNFT's beta, clip, KL weight, rate and solver."""
-    config = validate(RunConfig, MINIMAL, "test")
+    config = validate(RunConfig, minimal, "test")
     assert (config.rollout.group_size, config.policy.lora.rank, config.policy.lora.alpha) == (12, 32, 64.0)
     assert config.objective == NFTSection(beta=1.0, adv_clip_max=5.0, kl_weight=1e-4)
     assert (config.learner.optimizer.lr, config.learner.optimizer.weight_decay) == (3e-4, 1e-4)
@@ -241,9 +233,9 @@ def test_published_defaults() -> None:
     ],
 )  # fmt: skip
 def test_an_evaluation_samples_without_a_likelihood_or_as_it_says(
-    raw: dict[str, Any], sampler: Section, evaluation: Section
+    minimal: dict[str, Any], raw: dict[str, Any], sampler: Section, evaluation: Section
 ) -> None:
-    config = validate(RunConfig, {**MINIMAL, **raw}, "test")
+    config = validate(RunConfig, {**minimal, **raw}, "test")
     assert (config.sampler, config.eval_sampler) == (sampler, evaluation)
 
 
@@ -258,9 +250,9 @@ class TestKind:
         with pytest.raises(ConfigError, match=message):
             load_recipe(recipe, [override])
 
-    def test_a_recipe_without_one_is_refused(self, tmp_path: Path) -> None:
+    def test_a_recipe_without_one_is_refused(self, minimal: dict[str, Any], tmp_path: Path) -> None:
         file = tmp_path / "old.yaml"
-        file.write_text(yaml.safe_dump({key: value for key, value in MINIMAL.items() if key != "kind"}))
+        file.write_text(yaml.safe_dump({key: value for key, value in minimal.items() if key != "kind"}))
         with pytest.raises(ConfigError, match=r"kind: expected one of online, offline, pretrain .*, got none$"):
             load_recipe(file)
 
@@ -279,10 +271,12 @@ class TestKind:
 
 
 @pytest.mark.parametrize("with_kind", [True, False])
-def test_schema_version_1_is_refused_with_the_keys_that_moved(tmp_path: Path, with_kind: bool) -> None:
+def test_schema_version_1_is_refused_with_the_keys_that_moved(
+    minimal: dict[str, Any], tmp_path: Path, with_kind: bool
+) -> None:
     """What a run of that version wrote to config.yaml had no kind."""
     file = tmp_path / "config.yaml"
-    raw: dict[str, Any] = {**MINIMAL, "schema_version": 1, "rollout": {"vary": "noise", "sampler": {"shift": 1.0}}}
+    raw: dict[str, Any] = {**minimal, "schema_version": 1, "rollout": {"vary": "noise", "sampler": {"shift": 1.0}}}
     file.write_text(yaml.safe_dump(raw if with_kind else {key: raw[key] for key in raw if key != "kind"}))
     with pytest.raises(ConfigError, match="schema_version: expected 2, got 1") as caught:
         load_recipe(file)

@@ -11,7 +11,6 @@ import yaml
 from rl.config.load import ConfigError, dump_config, load_config, load_recipe
 from rl.config.online import RunConfig
 
-MINIMAL = {"kind": "online", "data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
 OWN = '''
 """Sections that lie outside of the package."""
 from typing import Annotated, ClassVar
@@ -68,10 +67,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[..., RunConfig]:
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(MINIMAL))
-    return lambda *overrides: load_config(file, overrides)
+def load(recipe: Path) -> Callable[..., RunConfig]:
+    return lambda *overrides: load_config(recipe, overrides)
 
 
 def test_it_is_accepted_dumped_loaded_back_and_pickled(

@@ -5,12 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rl.config.load import ConfigError, load_config
 
 ROOT = Path(__file__).parents[3]
-MINIMAL = {"kind": "online", "data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
 
 ONE_STEP = ("policy.type=naosd", "objective.type=gdpo", "rollout.sampler.solver=one_step")
 
@@ -190,13 +188,6 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
 }
 """What is wrong -> overrides of a valid recipe, and what the message must hold."""
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    file.write_text(yaml.safe_dump(MINIMAL))
-    return file
 
 
 def test_the_recipe_without_overrides_is_fine(recipe: Path) -> None:

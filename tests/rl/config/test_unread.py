@@ -1,4 +1,7 @@
-"""What is set is read: a key that the chosen kinds do not read is refused by name, with who reads it."""
+"""What is set is read: a key that the chosen kinds do not read is refused by name, with who reads it.
+
+`test_unread_offline.py` has the keys that a run on pools does not read.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +10,13 @@ import pytest
 import yaml
 
 from rl.config.base import ReadWith
-from rl.config.load import ConfigError, load_config, load_pretrain_config, load_training_config, validate
+from rl.config.load import ConfigError, load_config, load_pretrain_config, validate
 from rl.config.online import RunConfig
 from rl.config.open_union import OpenUnion
 from rl.config.policy import policy_section
 from rl.config.pretrain import PRETRAINS
 from rl.errors import InputError
 
-MINIMAL = {"kind": "online", "data": {"path": "skimage:camera"}, "rewards": [{"name": "a", "type": "pyiqa"}]}
 GDPO = ("policy.type=naosd", "objective.type=gdpo")
 GRPO = ("objective.type=grpo", "rollout.sampler.solver=sde")
 
@@ -189,29 +191,6 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
 """Which key of what -> overrides of a valid recipe, and what the message must hold. A key with a `ReadWith` mark is
 named `Section.field`; the others begin with the union member that does not read them."""
 
-OFFLINE: dict[str, tuple[tuple[str, ...], str]] = {
-    "data": (("data={path: x}",), "data: unknown key for kind 'offline'; read by online"),
-    "rollout": (("rollout.group_size=3",), "rollout: unknown key for kind 'offline'; read by online"),
-    "rewards": (("rewards=[]",), "rewards: unknown key for kind 'offline'; read by online"),
-    "eval": (("eval.every=3",), "eval: unknown key for kind 'offline'; read by online"),
-    "sample_from": (
-        ("objective={type: gdpo, sample_from: reference}",),
-        "objective.sample_from says how groups are sampled, and pools are; remove it",
-    ),
-    "ratios": (
-        ("objective.type=grpo",),
-        "objective 'grpo' needs the likelihoods of a trajectory, and pools hold images; use kind: online",
-    ),
-    "implicit policies": (
-        ("objective.type=nft", "objective.allow_one_step=true"),
-        "objective 'nft' trains on the clean latents that a worker sampled, and pools hold images; use kind: online",
-    ),
-    "attribute": (
-        ("scores.0.attribute=fidelity",),
-        "scores ['psnr']: attribute is not read by advantage.aggregation 'decoupled'; remove it",
-    ),
-}
-
 PRETRAINING: dict[str, tuple[str, tuple[str, ...], str]] = {
     "flux2sr teacher": ("flux2sr", ("teacher.steps=3",), "teacher: unknown key for type 'flux2sr'; read by naosd"),
     "flux2sr flip": ("flux2sr", ("flip=true",), "flip: unknown key for type 'flux2sr'; read by naosd"),
@@ -229,33 +208,11 @@ PRETRAINING: dict[str, tuple[str, tuple[str, ...], str]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    file.write_text(yaml.safe_dump(MINIMAL))
-    return file
-
-
 @pytest.mark.parametrize("case", UNREAD)
 def test_a_key_that_nobody_reads_is_refused(recipe: Path, case: str) -> None:
     overrides, message = UNREAD[case]
     with pytest.raises(ConfigError) as caught:
         load_config(recipe, overrides)
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("case", OFFLINE)
-def test_a_key_that_says_how_to_sample_is_refused_offline(case: str, tmp_path: Path) -> None:
-    overrides, message = OFFLINE[case]
-    file = tmp_path / "offline.yaml"
-    raw = {
-        "kind": "offline", "policy": {"type": "naosd"}, "objective": {"type": "gdpo"},
-        "pools": {"path": "pool", "group_size": 4}, "scores": [{"name": "psnr"}],
-    }  # fmt: skip
-    file.write_text(yaml.safe_dump(raw))
-    assert load_training_config(file).group_size == 4
-    with pytest.raises(ConfigError) as caught:
-        load_training_config(file, overrides)
     assert message in str(caught.value)
 
 
@@ -313,10 +270,10 @@ def test_a_key_that_is_not_read_is_not_dumped(case: str, every_field: list[Any])
     assert found.model_validate(dumped).model_dump() == dumped
 
 
-def test_what_is_read_is_accepted() -> None:
+def test_what_is_read_is_accepted(minimal: dict[str, Any]) -> None:
     """The other side of the marks: the same keys where they are read."""
     raw = {
-        **MINIMAL,
+        **minimal,
         "objective": {"type": "grpo"},
         "rollout": {"sampler": {"solver": "sde", "sde": {"window": "sliding", "size": 2, "every": 3}}},
         "ray": {"num_cpus": 4, "object_store_mb": 100},

@@ -31,21 +31,8 @@ from rl.policies.lora import (
 )
 
 Loads = Callable[..., Policy]
-
-
-@torch.no_grad()
-def velocity(policy: Policy) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 16, 2, 2, generator=generator)
-    condition = policy.condition(np.arange(192, dtype=np.uint8).reshape(3, 8, 8), 4)
-    return policy.prediction(x, torch.tensor([0.3, 0.8]), [condition])
-
-
-@torch.no_grad()
-def randomise(parameters: dict[str, nn.Parameter], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in parameters.values():
-        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+Velocity = Callable[[Policy], Tensor]
+Randomise = Callable[[dict[str, nn.Parameter], int], None]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +72,7 @@ def test_target_that_matches_nothing_is_refused_by_name(load: Loads) -> None:
         Adapters(mistaken, POLICY)
 
 
-def test_a_fresh_adapter_reproduces_the_base_exactly(load: Loads) -> None:
+def test_a_fresh_adapter_reproduces_the_base_exactly(load: Loads, velocity: Velocity) -> None:
     """B = 0: the same bits as without adapters, under every adapter and under none."""
     policy = load()
     base = velocity(policy)
@@ -98,7 +85,7 @@ def test_a_fresh_adapter_reproduces_the_base_exactly(load: Loads) -> None:
     assert len(digests) == 1, "all adapters start from the same values"
 
 
-def test_adapter_adds_alpha_over_rank_times_b_a(load: Loads) -> None:
+def test_adapter_adds_alpha_over_rank_times_b_a(load: Loads, velocity: Velocity, randomise: Randomise) -> None:
     """Adding (alpha / rank) B A to the base weights gives the adapter's velocity."""
     adapted, merged = load(alpha=6, targets="attn_add_single"), load()
     adapters = Adapters(adapted, POLICY)
@@ -112,7 +99,7 @@ def test_adapter_adds_alpha_over_rank_times_b_a(load: Loads) -> None:
 
 @pytest.mark.parametrize("policy", ["flux2sr", "naosd"])
 def test_a_trained_and_a_frozen_adapter_of_equal_values_compute_the_same_bits(
-    policy: str, mini_folder: Path, tiny_sd21_folder: Path
+    policy: str, mini_folder: Path, tiny_sd21_folder: Path, randomise: Randomise
 ) -> None:
     """torch multiplies in another order where a weight requires a gradient and its input is not contiguous, as the text
     part of FLUX.2's attention and the projections of a small UNet are: ratios and KL of equal adapters would not be 1
@@ -134,7 +121,7 @@ def test_a_trained_and_a_frozen_adapter_of_equal_values_compute_the_same_bits(
     assert torch.equal(*found)
 
 
-def test_using_switches_and_restores(load: Loads) -> None:
+def test_using_switches_and_restores(load: Loads, velocity: Velocity, randomise: Randomise) -> None:
     """Three different velocities, and the trained adapter is active again, also after an exception and nested."""
     policy = load()
     base = velocity(policy)
@@ -171,7 +158,7 @@ def test_using_leaves_requires_grad_alone(load: Loads) -> None:
     assert flags() == before
 
 
-def test_adapters_may_sit_on_several_modules(load: Loads) -> None:
+def test_adapters_may_sit_on_several_modules(load: Loads, randomise: Randomise) -> None:
     """A condition branch beside the transformer: names begin with the component, one switch serves both."""
     policy = load()
     branch = nn.ModuleDict({"attn": nn.ModuleDict({"to_q": nn.Linear(4, 4)})}).requires_grad_(False)
@@ -189,7 +176,7 @@ def test_adapters_may_sit_on_several_modules(load: Loads) -> None:
 
 
 @pytest.fixture
-def start(load: Loads, tmp_path: Path) -> tuple[Path, str]:
+def start(load: Loads, tmp_path: Path, randomise: Randomise) -> tuple[Path, str]:
     """A LoRA file of random values and the digest of its tensors."""
     policy = load()
     saved = Adapters(policy, POLICY).parameters(POLICY)
@@ -201,7 +188,9 @@ def start(load: Loads, tmp_path: Path) -> tuple[Path, str]:
     return file, installed_digest(saved)
 
 
-def test_init_from_starts_every_adapter_and_is_the_reference(load: Loads, start: tuple[Path, str]) -> None:
+def test_init_from_starts_every_adapter_and_is_the_reference(
+    load: Loads, start: tuple[Path, str], randomise: Randomise
+) -> None:
     file, digest = start
     adapters = Adapters(load(init_from=str(file)), POLICY, OLD)
     assert adapters.reference == REFERENCE and adapters.reference_digest() == digest

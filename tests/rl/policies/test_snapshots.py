@@ -22,24 +22,13 @@ from rl.policies.lora import (
 from rl.types import adapter_digest
 
 Loads = Callable[..., Policy]
+Velocity = Callable[[Policy], Tensor]
+Randomise = Callable[[dict[str, nn.Parameter], int], None]
 
 
-@torch.no_grad()
-def velocity(policy: Policy) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 16, 2, 2, generator=generator)
-    condition = policy.condition(np.arange(192, dtype=np.uint8).reshape(3, 8, 8), 4)
-    return policy.prediction(x, torch.tensor([0.3, 0.8]), [condition])
-
-
-@torch.no_grad()
-def randomise(parameters: dict[str, nn.Parameter], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in parameters.values():
-        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-
-
-def test_snapshot_installs_with_the_same_digest_and_effect(load: Loads) -> None:
+def test_snapshot_installs_with_the_same_digest_and_effect(
+    load: Loads, velocity: Velocity, randomise: Randomise
+) -> None:
     learner, worker = load(), load()
     source, target = Adapters(learner, POLICY).parameters(POLICY), Adapters(worker, OLD).parameters(OLD)
     randomise(source, 3)
@@ -63,7 +52,7 @@ def test_install_on_the_cpu_shares_memory(load: Loads) -> None:
         assert parameter.data_ptr() == snapshot.tensors[name].ctypes.data
 
 
-def test_bfloat16_adapter_keeps_its_bits(load: Loads) -> None:
+def test_bfloat16_adapter_keeps_its_bits(load: Loads, randomise: Randomise) -> None:
     """bfloat16 travels as uint16 bits: same digest after install, same values, another digest than float32's."""
     adapters = Adapters(load(), POLICY, OLD)
     source, target = (adapters.parameters(name) for name in (POLICY, OLD))
@@ -118,7 +107,7 @@ def test_install_refuses_other_names_and_shapes(load: Loads) -> None:
     assert installed_digest(target) == before
 
 
-def test_copy_adapter_copies_values_not_memory(load: Loads) -> None:
+def test_copy_adapter_copies_values_not_memory(load: Loads, randomise: Randomise) -> None:
     adapters = Adapters(load(), POLICY, OLD)
     source, target = (adapters.parameters(name) for name in (POLICY, OLD))
     randomise(source, 5)
