@@ -6,6 +6,16 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture
+def configure(run_config: Callable[..., Any], naosd_config: Callable[..., Any]) -> Callable[..., Any]:
+    """The configuration of a run of one group a step, on the tiny policy of a type."""
+
+    def make(policy: str, *overrides: str) -> Any:
+        return {"flux2sr": run_config, "naosd": naosd_config}[policy](*overrides, "train.groups_per_step=1")
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def build() -> Callable[..., Any]:
     """The objective of a run on a policy of its own, whose adapters start from `seed`; anchors are frozen."""

@@ -20,15 +20,15 @@ from rl.types import SRTask, TrainItem
 Configure = Callable[..., RunConfig]
 SDE = "rollout.sampler.solver=sde"
 RUNS = {
-    "nft": ("flux2sr", ("objective={type: nft, kl_weight: 0.01}",)),
-    "nft on one step": ("naosd", ("objective={type: nft, kl_weight: 0.01, allow_one_step: true}",)),
-    "flow_grpo": ("flux2sr", ("objective={type: grpo, clip: 0.01}", SDE)),
-    "guard": ("flux2sr", ("objective={type: grpo, guard: true, kl_weight: 0, weight_by_dt: true}", SDE)),
-    "grpo on one step": ("naosd", ("objective={type: grpo}", "rollout.sampler={solver: gaussian, std: 0.1}")),
-    "gdpo": ("naosd", ("objective={type: gdpo, draws: 2}",)),
-    "gdpo on a flow": ("flux2sr", ("objective={type: gdpo, omega: 500}",)),
-    "gdpo, one noise": ("naosd", ("objective={type: gdpo, noise: group}",)),
-    "dpo": ("naosd", ("objective={type: diffusion_dpo}",)),
+    "nft": ("flux2sr", "objective={type: nft, kl_weight: 0.01}"),
+    "nft on one step": ("naosd", "objective={type: nft, kl_weight: 0.01, allow_one_step: true}"),
+    "flow_grpo": ("flux2sr", "objective={type: grpo, clip: 0.01}", SDE),
+    "guard": ("flux2sr", "objective={type: grpo, guard: true, kl_weight: 0, weight_by_dt: true}", SDE),
+    "grpo on one step": ("naosd", "objective={type: grpo}", "rollout.sampler={solver: gaussian, std: 0.1}"),
+    "gdpo": ("naosd", "objective={type: gdpo, draws: 2}"),
+    "gdpo on a flow": ("flux2sr", "objective={type: gdpo, omega: 500}"),
+    "gdpo, one noise": ("naosd", "objective={type: gdpo, noise: group}"),
+    "dpo": ("naosd", "objective={type: diffusion_dpo}"),
 }
 ADVANTAGES = np.array([-1.2, 0.1, 1.4, -0.3])
 
@@ -37,14 +37,13 @@ ADVANTAGES = np.array([-1.2, 0.1, 1.4, -0.3])
 def trained(
     build: Callable[..., Objective[Any]],
     randomise: Callable[..., None],
-    run_config: Configure,
-    naosd_config: Configure,
+    configure: Configure,
 ) -> Callable[[str], tuple[Objective[Any], list[TrainItem]]]:
     """An objective whose policy has left anchor and reference, and a group of four that a worker sampled. The model is
     in float64: its predictions are those of any batch size, and what is left is the algebra."""
 
     def make(name: str) -> tuple[Objective[Any], list[TrainItem]]:
-        config = configured(name, run_config, naosd_config)
+        config = configure(*RUNS[name])
         objective = build(config)
         randomise(objective, OLD, 1, 0.05)
         worker = RolloutWorker(config)
@@ -61,12 +60,6 @@ def trained(
         return objective, [train_item(task, group, ADVANTAGES, pairs=config.objective.pairs)]
 
     return make
-
-
-def configured(name: str, run_config: Configure, naosd_config: Configure, *overrides: str) -> RunConfig:
-    policy, of_run = RUNS[name]
-    configure = {"flux2sr": run_config, "naosd": naosd_config}[policy]
-    return configure(*of_run, *overrides, "train.groups_per_step=1")
 
 
 def summed(objective: Objective[Any], items: list[TrainItem]) -> tuple[Tensor, dict[Key, float], list[Loss]]:
@@ -88,8 +81,7 @@ def summed(objective: Objective[Any], items: list[TrainItem]) -> tuple[Tensor, d
 @pytest.mark.parametrize("name", RUNS)
 def test_gradients_and_losses_are_the_whole_groups(
     trained: Callable[[str], tuple[Objective[Any], list[TrainItem]]],
-    run_config: Configure,
-    naosd_config: Configure,
+    configure: Configure,
     name: str,
 ) -> None:
     """1, 2 and 3 members of 4 at a time: equal to 1e-6 of the gradient's norm, logged terms and largest values too."""
@@ -100,7 +92,7 @@ def test_gradients_and_losses_are_the_whole_groups(
     key = "rollout.micro_batch" if section.likelihood else "learner.micro_batch"
     assert whole.norm() > 1e-4
     for size, parts in ((1, 4), (2, 2), (3, 2)):
-        objective.run_config = configured(name, run_config, naosd_config, f"{key}={size}")
+        objective.run_config = configure(*RUNS[name], f"{key}={size}")
         gradient, terms, of_parts = summed(objective, items)
         assert len(of_parts) == len(losses) * (1 if section.pairs else parts)
         assert (gradient - whole).norm() <= 1e-6 * whole.norm()
@@ -114,8 +106,7 @@ def test_gradients_and_losses_are_the_whole_groups(
 @pytest.mark.parametrize("name", RUNS)
 def test_frozen_forwards_run_before_the_policys_graph_exists(
     trained: Callable[[str], tuple[Objective[Any], list[TrainItem]]],
-    run_config: Configure,
-    naosd_config: Configure,
+    configure: Configure,
     name: str,
 ) -> None:
     """Anchor and reference are forwarded without a graph and first, so that memory is never that of two forwards; one
@@ -123,7 +114,7 @@ def test_frozen_forwards_run_before_the_policys_graph_exists(
     objective, items = trained(name)
     section = objective.run_config.objective
     key = "rollout.micro_batch" if section.likelihood else "learner.micro_batch"
-    objective.run_config = configured(name, run_config, naosd_config, f"{key}=3")
+    objective.run_config = configure(*RUNS[name], f"{key}=3")
     passes: list[tuple[bool, int]] = []
     (module,) = objective.policy.modules.values()
     module.register_forward_hook(

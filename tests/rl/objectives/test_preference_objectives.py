@@ -22,19 +22,6 @@ Randomise = Callable[..., None]
 
 
 @pytest.fixture
-def configure(
-    request: pytest.FixtureRequest, naosd_config: Configure, run_config: Configure
-) -> Callable[[str, str], RunConfig]:
-    """A run by policy and objective."""
-
-    def make(policy: str, objective: str, *overrides: str) -> RunConfig:
-        config = {"naosd": naosd_config, "flux2sr": run_config}[policy]
-        return config(f"objective={{type: {objective}}}", *overrides)
-
-    return make
-
-
-@pytest.fixture
 def objective(build: Build, naosd_config: Configure) -> PreferenceObjective:
     return build(naosd_config())
 
@@ -104,10 +91,10 @@ def test_noise_depends_on_seed_and_ordinal_not_on_the_company(
 @pytest.mark.parametrize("kind", ["gdpo", "diffusion_dpo"])
 @pytest.mark.parametrize("policy", ["naosd", "flux2sr"])
 def test_at_the_start_the_loss_is_ln_2_and_has_a_gradient(
-    build: Build, configure: Callable[..., RunConfig], make_group: MakeGroup, policy: str, kind: str
+    build: Build, configure: Configure, make_group: MakeGroup, policy: str, kind: str
 ) -> None:
     """B = 0 makes policy and reference equal, so the margin is 0; the gradient is not."""
-    objective = build(configure(policy, kind))
+    objective = build(configure(policy, f"objective={{type: {kind}}}"))
     (batch,) = batches(objective, make_group(0))
     loss = objective(batch)
     assert loss.total.item() == pytest.approx(math.log(2), abs=1e-6)
@@ -138,14 +125,14 @@ def test_the_reference_is_the_base_and_shares_the_noise(
 @pytest.mark.parametrize("policy", ["naosd", "flux2sr"])
 def test_one_step_raises_the_margin(
     build: Build,
-    configure: Callable[..., RunConfig],
+    configure: Configure,
     make_group: MakeGroup,
     randomise: Randomise,
     policy: str,
     kind: str,
 ) -> None:
     """Good members' errors fall against bad ones': sum c_i e_i falls, by the same noise the loss falls."""
-    objective = build(configure(policy, kind))
+    objective = build(configure(policy, f"objective={{type: {kind}}}"))
     randomise(objective, POLICY, 1)
     (batch,) = batches(objective, make_group(0))
     trained = list(objective.adapters.parameters(POLICY).values())

@@ -22,22 +22,13 @@ from rl.types import RolloutGroup, SRTask, TrainItem
 
 Configure = Callable[..., RunConfig]
 RUNS = {
-    "nft": ("flux2sr", ("objective={type: nft, kl_weight: 0.01}",)),
-    "grpo": ("flux2sr", ("objective={type: grpo}", "rollout.sampler.solver=sde")),
-    "gdpo": ("naosd", ()),
-    "dpo": ("naosd", ("objective.type=diffusion_dpo",)),
-    "gdpo on a flow": ("flux2sr", ("objective={type: gdpo}",)),
+    "nft": ("flux2sr", "objective={type: nft, kl_weight: 0.01}"),
+    "grpo": ("flux2sr", "objective={type: grpo}", "rollout.sampler.solver=sde"),
+    "gdpo": ("naosd",),
+    "dpo": ("naosd", "objective.type=diffusion_dpo"),
+    "gdpo on a flow": ("flux2sr", "objective={type: gdpo}"),
 }
 ADVANTAGES = np.array([-1.2, 0.1, 1.4, -0.3])
-
-
-@pytest.fixture
-def configure(run_config: Configure, naosd_config: Configure) -> Callable[..., RunConfig]:
-    def make(name: str, *overrides: str) -> RunConfig:
-        policy, of_run = RUNS[name]
-        return {"flux2sr": run_config, "naosd": naosd_config}[policy](*of_run, *overrides, "train.groups_per_step=1")
-
-    return make
 
 
 @pytest.fixture
@@ -47,7 +38,7 @@ def adapter_file(
     """A file with a random rank-4 adapter of a run's policy, and the digest of its tensors."""
 
     def make(name: str, seed: int) -> tuple[str, str]:
-        objective = build(configure(name))
+        objective = build(configure(*RUNS[name]))
         randomise(objective, POLICY, seed)
         theta = objective.adapters.parameters(POLICY)
         file = tmp_path / f"{seed}.safetensors"
@@ -83,7 +74,7 @@ def test_training_from_an_adapter_starts_at_its_reference(
 ) -> None:
     """`start`, the default: preference losses are ln 2 and KL is 0 on the adapter that was loaded."""
     file, digest = adapter_file(name, 7)
-    objective = build(configure(name, f"policy.lora.init_from={file}"))
+    objective = build(configure(*RUNS[name], f"policy.lora.init_from={file}"))
     assert objective.adapters.reference_digest() == digest
     loss = first_loss(objective)
     if Key.LOSS_MARGIN in loss.terms:
@@ -106,7 +97,7 @@ def test_another_reference_is_compared_with(
     file, _ = adapter_file(name, 7)
     other, digest = adapter_file(name, 8)
     named = "base" if reference == "base" else other
-    objective = build(configure(name, f"policy.lora.init_from={file}", f"policy.reference={named}"))
+    objective = build(configure(*RUNS[name], f"policy.lora.init_from={file}", f"policy.reference={named}"))
     assert objective.adapters.reference_digest() == (None if reference == "base" else digest)
     loss = first_loss(objective)
     if Key.LOSS_MARGIN in loss.terms:
@@ -122,8 +113,8 @@ def test_the_reference_is_the_files_own_prediction(
     """NFT's KL = mean (v_theta - v_file)^2, v_file from a policy that starts from that file."""
     file, _ = adapter_file("nft", 7)
     objective, of_file = (
-        build(configure("nft", f"policy.reference={file}")),
-        build(configure("nft", f"policy.lora.init_from={file}")),
+        build(configure(*RUNS["nft"], f"policy.reference={file}")),
+        build(configure(*RUNS["nft"], f"policy.lora.init_from={file}")),
     )
     task, group = rolled(RolloutWorker(objective.run_config), objective)
     item = train_item(task, group, ADVANTAGES, pairs=False)
@@ -147,13 +138,13 @@ def test_groups_come_from_the_reference_where_the_objective_says_so(
     not."""
     file, _ = adapter_file("gdpo", 7)
     overrides = (f"policy.lora.init_from={file}", f"policy.reference={reference}")
-    objective = build(configure("gdpo", *overrides))
+    objective = build(configure(*RUNS["gdpo"], *overrides))
     worker = RolloutWorker(objective.run_config)
     before = rolled(worker, objective)[1].latents
     randomise(objective, POLICY, 9)
     np.testing.assert_array_equal(rolled(worker, objective)[1].latents, before)
     if reference == "base":
-        bare = build(configure("gdpo"))
+        bare = build(configure(*RUNS["gdpo"]))
         np.testing.assert_array_equal(rolled(RolloutWorker(bare.run_config), bare)[1].latents, before)
-    live = RolloutWorker(configure("gdpo", *overrides, "objective.sample_from=policy"))
+    live = RolloutWorker(configure(*RUNS["gdpo"], *overrides, "objective.sample_from=policy"))
     assert np.abs(rolled(live, objective)[1].latents - before).max() > 1e-3

@@ -7,29 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rl.errors import InputError, MissingInput
-from rl.export import LORA_FILE, export_lora
 from rl.policies import load_policy
-from rl.policies.lora import POLICY, Adapters, take_snapshot
 from rl.policies.lora_export import export_as
 from rl.policies.stored import check_adapter, stored_tensors
-
-
-@pytest.fixture
-def exported(tmp_path: Path) -> Callable[[Any], Path]:
-    """The adapter file of a run with this configuration."""
-
-    def export(config: Any) -> Path:
-        parameters = Adapters(load_policy(config.policy), POLICY).parameters(POLICY)
-        with torch.no_grad():
-            for parameter in parameters.values():
-                parameter.normal_()
-        export_lora(tmp_path, take_snapshot(parameters, 1), config, step=1, rewards=())
-        return tmp_path / LORA_FILE
-
-    return export
 
 
 def test_headers_say_what_the_model_has(run_config: Callable[..., Any], tiny_flux2_folder: Path) -> None:

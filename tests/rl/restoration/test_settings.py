@@ -14,9 +14,7 @@ from safetensors.numpy import save_file
 
 from rl.config.rollout import ODESection, OneStepSection
 from rl.errors import InputError
-from rl.export import LORA_FILE, export_lora
 from rl.policies import load_policy
-from rl.policies.lora import POLICY, Adapters, take_snapshot
 from rl.policies.stored import stored_dtype
 from rl.restoration.settings import Options, settings
 
@@ -30,18 +28,6 @@ class MySection(Flux2SRSection):
     type: Literal["mine:MySection"] = "mine:MySection"
     grain: float = 0.5
 """
-
-
-@pytest.fixture
-def exported(tmp_path: Path) -> Callable[[Any], Path]:
-    """The adapter file of a run with this configuration."""
-
-    def export(config: Any) -> Path:
-        adapters = Adapters(load_policy(config.policy), POLICY)
-        export_lora(tmp_path, take_snapshot(adapters.parameters(POLICY), 1), config, step=1, rewards=())
-        return tmp_path / LORA_FILE
-
-    return export
 
 
 def test_facts_of_the_policy_where_there_is_no_adapter(tiny_flux2_folder: Path) -> None:
