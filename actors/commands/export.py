@@ -1,4 +1,4 @@
-"""`isrl export`: a trained adapter in the names of another tool."""
+"""`isrl export`: a trained adapter under the names of another tool."""
 
 from pathlib import Path
 from typing import Annotated, Literal
