@@ -1,4 +1,4 @@
-"""A learner's state on disk: safetensors and JSON beside DeepSpeed's own folder. The frozen base is never written."""
+"""A learner's state on disk: safetensors and JSON next to DeepSpeed's own folder. The frozen base is never written."""
 
 import json
 from collections.abc import Mapping

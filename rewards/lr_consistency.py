@@ -1,4 +1,4 @@
-"""Weight-free faithfulness: does the super-resolved image, brought back to LR size, match the LR image?
+"""Weight-free faithfulness: does the super-resolved image, downscaled to LR size, match the LR image?
 
     D(SR) = clip( antialiased bicubic (a = -1/2) of SR to LR size, 0, 1 )      not re-quantised to 8 bits
     MSE   = mean over 3 channels and all LR pixels of ( D(SR) - LR )^2         pixels in [0, 1]

@@ -82,7 +82,7 @@ class PyiqaSection(DeviceSection, RewardSection):
 
 
 class LrConsistencySection(DeviceSection, RewardSection):
-    """PSNR in dB between the candidate, brought back to LR size, and the LR image (`rewards/lr_consistency.py`)."""
+    """PSNR in dB between the candidate, downscaled to LR size, and the LR image (`rewards/lr_consistency.py`)."""
 
     builder = "rewards.lr_consistency:LrConsistency"
 

@@ -44,7 +44,7 @@ class SRTask:
 # controller -> tagger server
 @dataclass(frozen=True, eq=False)
 class TagRequest:
-    """One image whose tags become the prompt of its task."""
+    """One image to tag; its tags become the prompt of its task."""
 
     ordinal: int
     image: U8
@@ -111,7 +111,7 @@ class RolloutGroup:
     trajectory: TrajectoryRecord | None = None
 
 
-# rollout worker -> controller, beside the group's reference
+# rollout worker -> controller, with the group's reference
 @dataclass(frozen=True)
 class RolloutReceipt:
     """What the controller needs to know about a group without fetching its pixels."""

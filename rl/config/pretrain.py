@@ -108,7 +108,7 @@ class TeacherStage(Section):
 
 
 class StudentStage(Section):
-    """NAOSD's generator: pixel + lpips_weight LPIPS + vsd_weight VSD, and the fake score beside it."""
+    """NAOSD's generator: pixel + lpips_weight LPIPS + vsd_weight VSD, and the fake score."""
 
     steps: int = Field(3000, ge=1)
     batch: int = Field(8, ge=1)
@@ -200,7 +200,7 @@ class FlowPretrain(PretrainSection):
     type: Literal["flux2sr"] = "flux2sr"
     vae: VaeStage = VaeStage()
     pairs: int = Field(12000, ge=1)
-    """Crops whose latents are cached before training, as FoA-SR caches latents."""
+    """Number of crops; their latents are cached before training, as in FoA-SR."""
     transformer: TransformerSize = TransformerSize()
     flow: FlowStage = FlowStage()
     sampler_steps: int = Field(10, ge=1)
@@ -227,7 +227,7 @@ class NAOSDPretrain(PretrainSection):
     vae: Annotated[VaeStage, ReadWith("base", None)] = VaeStage()
     vae_size: Annotated[KLVaeSize, ReadWith("base", None)] = KLVaeSize()
     pairs: Annotated[int, Field(ge=1), ReadWith("base", None)] = 12000
-    """Crops whose latents are cached before the multi-step model is trained."""
+    """Number of crops; their latents are cached before the multi-step model is trained."""
     unet: Annotated[UNetSize, ReadWith("base", None)] = UNetSize()
     teacher: Annotated[TeacherStage, ReadWith("base", None)] = TeacherStage()
     augment: bool = True

@@ -50,7 +50,7 @@ class SamplerSection(Section):
 
     @property
     def trained_steps(self) -> int:
-        """Steps whose likelihood is recorded for training; 0 without one."""
+        """Number of steps with a likelihood recorded for training; 0 without one."""
         return 0
 
     @property

@@ -22,7 +22,7 @@ class ServerSection(Section):
     """Further attempts after a failure; then the whole group is dropped and reissued."""
     deadline_s: float = Field(300.0, gt=0)
     runtime_env: dict[str, object] | None = None
-    """Ray `runtime_env` of the server, for code whose packages conflict with ours."""
+    """Ray `runtime_env` of the server, for code with packages that conflict with ours."""
 
     @property
     def label(self) -> str:

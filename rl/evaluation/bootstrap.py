@@ -1,7 +1,7 @@
 """Paired percentile bootstrap of a mean difference, over pairs or over clusters of pairs.
 
 Left out: bias correction (BCa). The percentile interval is too narrow for fewer than about ten clusters; the report
-says so beside its table.
+says so below its table.
 """
 
 from dataclasses import dataclass

@@ -107,7 +107,7 @@ def sample_rows(
 def write_sample_sheet(
     path: Path, task: SRTask, group: RolloutGroup, table: RewardTable, advantages: F64, r: F64 | None
 ) -> tuple[SampleRow, ...]:
-    """LR, HR where there is one, then every member with its scores; the same facts as JSON beside the PNG."""
+    """LR, HR if there is one, then every member with its scores; the same facts as JSON next to the PNG."""
     rows = sample_rows(task, group, table, advantages, r)
     box = _box(group.images.shape[3], group.images.shape[2])
     tiles = [_Tile(_fitted(task.lr, box), ("LR", f"{task.lr.shape[2]} x {task.lr.shape[1]}, nearest"), _FAINT)]

@@ -16,7 +16,7 @@ from rl.errors import InputError
 from rl.policies.lora_file import read_adapter
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
-"""Whole or sharded; not the variants beside them."""
+"""Whole or sharded, without variants."""
 
 
 @dataclass(frozen=True)
