@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or absent, the newest few kept.
+"""Checkpoints on disk: complete or absent; only the newest few are kept.
 
 checkpoints/step-000050/{controller.json, learner.json, ema.safetensors, old-*.safetensors, deepspeed/}
 """
@@ -19,7 +19,7 @@ _PREFIX = "step-"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step; half-written ones carry another name."""
+    """The checkpoint of the highest step; unfinished ones have another name."""
     found = sorted(folder.glob(f"{_PREFIX}*"))
     return found[-1] if found else None
 
@@ -32,7 +32,7 @@ class Checkpoints:
         self._config = config
 
     async def save(self, step: int, ledger: Ledger, learners: Sequence[Any], deadline_s: float) -> Path:
-        """Write to a temporary name, then rename; older ones beyond `keep` go afterwards."""
+        """Write under a temporary name, then rename; afterwards delete old ones beyond `keep`."""
         final = self.folder / f"{_PREFIX}{step:06d}"
         partial = self.folder / f"partial-{step:06d}"
         shutil.rmtree(partial, ignore_errors=True)

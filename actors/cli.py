@@ -1,4 +1,4 @@
-"""The command `isrl`: the verbs put together. Exit codes: 0 done, 1 failed, 2 bad config or input, 130 interrupted."""
+"""The command `isrl` with its verbs. Exit codes: 0 done, 1 failed, 2 bad config or input, 130 interrupted."""
 
 import sys
 import traceback
@@ -29,7 +29,7 @@ for verb in (train, plan, pretrain, restore, export, report):
 
 
 def main() -> None:
-    """Entry point: a mistake in the input is one readable message; a failed run ends with one, after its traceback."""
+    """Entry point: bad input gives one readable message; a failed run ends with one, after its traceback."""
     _find_modules_here()
     try:
         app()
@@ -43,9 +43,9 @@ def main() -> None:
 
 
 def _find_modules_here() -> None:
-    """Let `type: my_file:MyPolicy` name a file of the current directory, which Ray adds to its workers' paths as well.
+    """Let `type: my_file:MyPolicy` name a file in the current directory; Ray adds it to its workers' paths as well.
 
-    Last, so that a folder of the user that is called like a package does not hide that package.
+    It comes last on the path, so that a user's folder with the name of a package does not hide that package.
     """
     here = str(Path.cwd())
     if here not in sys.path:

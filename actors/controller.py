@@ -6,7 +6,7 @@
         learner  <- train(groups, A)                version + 1
         workers  <- push(version), every echo equal  -> lanes of the next step may sample
 
-Sync (`max_policy_lag` 0) and async are this one loop: only the gate in `Sampling.fill` differs.
+Sync (`max_policy_lag` 0) and async runs share this loop: only the gate in `Sampling.fill` differs.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Controller(TrainingLoop):
-    """The loop of an online run; it owns the age bound beside what every loop has."""
+    """The loop of an online run; in addition to the common loop it enforces the age bound."""
 
     def __init__(self, config: RunConfig, cluster: Cluster, monitor: Monitor, run_dir: Path) -> None:
         super().__init__(config, cluster.learners, monitor, run_dir)
@@ -47,7 +47,7 @@ class Controller(TrainingLoop):
         self.cluster = cluster
 
     async def run(self, *, resume: bool) -> Outcome:
-        """Train to the last step, or to the step during which `stop` was set."""
+        """Train to the last step, or until the end of the step during which `stop` was set."""
         if resume:
             await self.load()
         parts = self._parts()
@@ -99,8 +99,8 @@ class Controller(TrainingLoop):
     async def _one_step(
         self, due: list[asyncio.Task[ScoredGroup]], later: list[asyncio.Task[ScoredGroup]], parts: "_Parts"
     ) -> None:
-        """Wait for this step's groups, train, push. Its groups are held by nothing when it returns: at real size they
-        are gigabytes of the object store."""
+        """Wait for this step's groups, train, push. Keeps no reference to the groups when it returns: at real size they
+        take gigabytes of the object store."""
         watch = Stopwatch()
         groups = await _all(due, later)
         report, batch = await self._train(groups)
@@ -113,7 +113,7 @@ class Controller(TrainingLoop):
         await self._record(groups, batch, {**values, Key.IDLE_LEARNER: idle_share(report.train_s, step_s)})
 
     def _horizon(self, evaluator: Evaluator) -> int:
-        """The last step that may be sampled now: evaluation borrows the workers, so no lane runs across one."""
+        """The last step that may be sampled now: an evaluation borrows the workers, so no lane runs across it."""
         horizon = min(self.step + self.config.train.max_policy_lag, self.config.train.steps - 1)
         for step in range(self.step, horizon):
             if evaluator.due(step + 1):
@@ -134,7 +134,7 @@ class Controller(TrainingLoop):
     def _lane_values(
         self, groups: Sequence[ScoredGroup], parts: "_Parts", version: int, step_s: float
     ) -> dict[str, Value]:
-        """What the sampling side did since the last step; its clocks start again."""
+        """What the sampling side did since the last step; resets its clocks."""
         clock, parts.lanes.clock = parts.lanes.clock, LaneClock()
         workers_s, has_tagger = step_s * self.config.rollout.workers, self.config.data.tagger is not None
         ages = [version - 1 - group.receipt.policy_version for group in groups]
@@ -166,19 +166,19 @@ class Controller(TrainingLoop):
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
-    """What a run's event loop works with."""
+    """The objects that a run's event loop works with."""
 
     lanes: Sampling
     pools: list[RewardPool]
     queues: list[Pool[Any]]
-    """The pools and the taggers', to be closed."""
+    """The reward pools and the tagger pools, to be closed."""
     sync: WeightSync
     versions: Versions
     evaluator: Evaluator
 
 
 async def _all(tasks: list[asyncio.Task[ScoredGroup]], later: list[asyncio.Task[ScoredGroup]]) -> list[ScoredGroup]:
-    """Wait for `tasks`; a failure in `later` is raised at once instead of when its step comes."""
+    """Wait for `tasks`; a failure in `later` is raised at once, not only when its step comes."""
     waiting = {*tasks}
     while waiting:
         done, _ = await asyncio.wait({*waiting, *(t for t in later if not t.done())}, return_when="FIRST_COMPLETED")

@@ -1,4 +1,4 @@
-"""Every wait of the driver ends: with an answer, with the actor's error, or with a `DeadlineError` that has a name."""
+"""Every wait of the driver ends: with an answer, the actor's error, or a `DeadlineError` that says what timed out."""
 
 import asyncio
 from collections.abc import Awaitable, Iterable
@@ -13,8 +13,8 @@ class DeadlineError(RuntimeError):
     """An actor did not answer in time.
 
     Attributes:
-        what: the call that was waited for.
-        seconds: how long.
+        what: the call that timed out.
+        seconds: the deadline.
         setting: the configuration key of the deadline.
     """
 
@@ -30,12 +30,12 @@ class DeadlineError(RuntimeError):
 
 
 async def within(call: Awaitable[T], seconds: float, what: str, setting: str) -> T:
-    """The answer of one call of an actor.
+    """The answer to one call of an actor.
 
-    An error of the actor passes through as it is, also its own TimeoutError.
+    The actor's own errors pass through unchanged, including its TimeoutError.
 
     Raises:
-        DeadlineError: nothing came in time.
+        DeadlineError: no answer came in time.
     """
     answer = asyncio.ensure_future(call)
     try:
@@ -48,7 +48,7 @@ async def within(call: Awaitable[T], seconds: float, what: str, setting: str) ->
 
 
 async def all_within(calls: Iterable[Awaitable[T]], seconds: float, what: str, setting: str) -> list[T]:
-    """The answers of several calls, in order, under one deadline; the first error ends the wait."""
+    """The answers to several calls, in order, under one deadline; the first error ends the wait."""
     return await within(asyncio.gather(*calls), seconds, what, setting)
 
 
@@ -63,14 +63,14 @@ def get_within(refs: Any, seconds: float, what: str, setting: str) -> Any:
 
 
 def cause(error: BaseException) -> BaseException:
-    """What the actor raised, without Ray's wrapping; the error itself where it was not raised in an actor."""
+    """What the actor raised, without Ray's wrapper; the error itself if it was not raised in an actor."""
     from ray.exceptions import RayTaskError
 
     return error.cause if isinstance(error, RayTaskError) else error
 
 
 def reason(error: BaseException) -> str:
-    """One line; Ray's own errors put the point into the last one, ours into the first."""
+    """One line; Ray's own errors have the essential part in the last line, ours in the first."""
     from ray.exceptions import RayError
 
     inner = cause(error)

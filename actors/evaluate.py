@@ -22,11 +22,11 @@ from rl.seeding import derive_seed
 from rl.types import U8, RolloutGroup, SRTask
 
 SHOWN = 6
-"""Crops whose pixels are kept for the before/after sheet."""
+"""Number of crops kept as pixels for the before/after sheet."""
 
 
 def eval_seeds(crop_id: str, samples: int) -> tuple[int, ...]:
-    """Noise seeds of a held-out crop: the same in every run, so that runs are paired."""
+    """Noise seeds of a held-out crop, the same in every run, so that runs are paired."""
     return tuple(derive_seed("eval", crop_id, sample) for sample in range(samples))
 
 
@@ -50,7 +50,7 @@ class Evaluator:
         self._tasks = TaskSource(held_out.data, 0).grid(held_out.crops) if held_out else []
 
     def due(self, step: int) -> bool:
-        """Is there an evaluation after `step` steps?"""
+        """Whether there is an evaluation after `step` steps."""
         return bool(self._tasks) and self._every > 0 and step % self._every == 0
 
     async def run(self, phase: Phase, step: int) -> dict[str, float]:
@@ -67,7 +67,7 @@ class Evaluator:
         return self._metrics(phase, records)
 
     async def _tag(self) -> None:
-        """Once a process: the same prompts at every evaluation, so that also a tagger that draws keeps them paired."""
+        """Once per process: every evaluation has the same prompts, so that even a random tagger keeps them paired."""
         tagger, self._tagger = self._tagger, None
         if tagger is not None:
             self._tasks = [task for task, _ in await asyncio.gather(*map(tagger.prompted, self._tasks))]

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the exported adapter, the before/after sheet and the report."""
+"""The final outputs of a run: the exported adapter, the before/after sheet and the report."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rl.types import LoraSnapshot
 
 
 def finish(config: TrainingSection, run_dir: Path, learner: Any, step: int) -> None:
-    """Export the EMA of rank 0, draw before/after on held-out crops where there are any, write report.md."""
+    """Export the EMA of rank 0, draw before/after on held-out crops if there are any, write report.md."""
     deadline_s = config.learner.deadline_s
     call = learner.publish.remote(ema=True)
     published: Published = get_within(call, deadline_s, "export: learner.publish", "learner.deadline_s")
@@ -28,7 +28,7 @@ def finish(config: TrainingSection, run_dir: Path, learner: Any, step: int) -> N
 
 
 def leave(config: TrainingSection, run_dir: Path, snapshot: LoraSnapshot, step: int) -> None:
-    """Write the adapter first, and again with what the evaluations say of it, which may be missing or incomparable."""
+    """Write the adapter first, then again with the evaluation's results, which may be missing or not comparable."""
     export_lora(run_dir / "lora", snapshot, config, step=step, rewards=())
     rewards = _rewards(run_dir / EVAL_FILE)
     if rewards:
@@ -40,7 +40,7 @@ def leave(config: TrainingSection, run_dir: Path, snapshot: LoraSnapshot, step: 
 
 
 def _rewards(evaluated: Path) -> tuple[Change, ...]:
-    """Nothing where there was no evaluation, or none that can be compared; the report says which."""
+    """Empty if there was no evaluation, or none that can be compared; the report says which."""
     try:
         return changes(read_eval(evaluated)) if evaluated.exists() else ()
     except NotComparable:
@@ -48,7 +48,7 @@ def _rewards(evaluated: Path) -> tuple[Change, ...]:
 
 
 def draw_before_after(config: RunConfig, run_dir: Path) -> Path | None:
-    """LR, bicubic, before, after, HR of the crops whose pixels both evaluations kept; None where there are none."""
+    """LR, bicubic, before, after, HR of the crops that both evaluations kept as pixels; None if there are none."""
     start, ends = run_dir / "eval" / "start-000000.npz", sorted((run_dir / "eval").glob("end-*.npz"))
     if config.eval is None or not start.exists() or not ends:
         return None

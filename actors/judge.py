@@ -1,4 +1,4 @@
-"""The rewards that train, in this process, over the candidates of one image that has no ground truth."""
+"""The rewards used in training, here in this process, for candidates of one image without ground truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from rl.types import F64, U8
 
 
 class Judge:
-    """Scores candidates by rewards of given names: a pyiqa metric, a type (or package.module:Class), a Python file.
+    """Scores candidates by named rewards: a pyiqa metric, a type (or package.module:Class), or a Python file.
 
     Args:
-        sides: sides of the restored images in pixels, all of them.
+        sides: all side lengths of the restored images, in pixels.
 
     Raises:
-        InputError: a name that is no reward, a reward that compares with the HR image or cannot score a side, or one
-            whose weights are not on this machine and cannot be downloaded to it.
+        InputError: a name is not a reward, a reward needs the HR image or cannot score a side length, or its weights
+            are not on this machine and cannot be downloaded.
     """
 
     def __init__(self, names: Sequence[str], sides: Sequence[int], device: str) -> None:
@@ -48,7 +48,7 @@ class Judge:
             raise RunFailed(str(error)) from error
 
     def scores(self, images: U8, lr: U8, scale: int) -> F64:
-        """`[N, R]`, higher is better, of candidates `[N, 3, H, W]` for the LR image `[3, h, w]`."""
+        """`[N, R]`, higher is better, for candidates `[N, 3, H, W]` of the LR image `[3, h, w]`."""
         try:
             columns = [reward.score(images, lr, None, scale) for reward in self._rewards]
         except RewardError as error:
@@ -57,7 +57,7 @@ class Judge:
 
 
 def _section(name: str, device: str) -> RewardSection:
-    """The only place that knows how a name becomes a reward's section."""
+    """The section for a reward's name; the only place that interprets names."""
     raw: dict[str, object] = {"name": name, "type": name if name in REWARDS or ":" in name else "pyiqa"}
     if name.endswith(".py"):
         raw = {"name": Path(name).stem, "type": "python", "file": name}

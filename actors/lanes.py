@@ -19,12 +19,12 @@ from rl.seeding import member_seeds
 from rl.types import RewardTable, RolloutReceipt, SRTask
 
 IN_FLIGHT = 2
-"""Calls queued on a worker, so that it never waits for the driver between two groups."""
+"""Calls queued per worker, so that it never waits for the driver between two groups."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredGroup:
-    """Everything that the trainer needs of a group, its pixels and latents by reference."""
+    """Everything that training needs from a group; its pixels and latents are held by reference."""
 
     task: SRTask
     task_ref: Any
@@ -42,10 +42,10 @@ class LaneClock:
     score_s: float = 0.0
     dropped: int = 0
     failed: Counter[Pool[Any]] = field(default_factory=Counter)
-    """Groups dropped because of a pool."""
+    """Pool -> groups dropped because of it."""
 
     def values(self, *, available_s: float, has_tagger: bool) -> dict[str, Value]:
-        """Under the keys of the metrics table; `available_s` is the time that all workers had."""
+        """Under the keys of the metrics table; `available_s` is the total time of all workers."""
         tags: dict[str, Value] = {}
         if has_tagger:
             failed = sum(count for pool, count in self.failed.items() if isinstance(pool, TaggerPool))
@@ -77,7 +77,7 @@ class Versions:
 
 
 class Sampling:
-    """Turns slots into scored groups; a group whose tagger or rewards fail is dropped and its slot issued again."""
+    """Turns slots into scored groups; if a tagger or reward fails, the group is dropped and its slot gets a new one."""
 
     def __init__(
         self,

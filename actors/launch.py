@@ -1,7 +1,7 @@
 """The process graph, built in one place.
 
 driver ── RolloutActor x N ── RewardActor x replicas, per reward ── LearnerActor x ranks
-       ── TaggerActor x replicas, where a section of the data has a tagger
+       ── TaggerActor x replicas, where a data section has a tagger
 """
 
 import logging
@@ -27,12 +27,12 @@ class Cluster:
     """Reward name -> replicas."""
     learners: tuple[Any, ...]
     taggers: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Section of the data -> replicas."""
+    """Data section -> replicas."""
 
 
 def start_ray(config: TrainingSection) -> None:
     """Start Ray on this machine, or join the cluster of `ray.address`."""
-    # else Ray hides the GPUs from every actor that asks for none, and warns at each start that it will stop doing so
+    # otherwise Ray hides GPUs from actors that request none, and warns at every start that it will stop doing so
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -50,7 +50,7 @@ def start_ray(config: TrainingSection) -> None:
 
 
 def spawn(config: RunConfig) -> Cluster:
-    """Create every actor and wait until each has loaded its model; the learner's ranks join each other last."""
+    """Create every actor and wait until each has loaded its model; the learner's ranks join one another last."""
     workers = _spawn_workers(config)
     rewards = {r.name: tuple(_spawn_reward(r) for _ in range(r.replicas)) for r in config.rewards}
     taggers = {at: tuple(_spawn_tagger(at, t) for _ in range(t.replicas)) for at, t in config.taggers.items()}
@@ -65,7 +65,7 @@ def spawn(config: RunConfig) -> Cluster:
 
 
 def spawn_learners(config: TrainingSection) -> tuple[Any, ...]:
-    """Create the learner's ranks alone, all that an offline run needs, and wait until they have joined each other."""
+    """Create only the learner's ranks, all that an offline run needs, and wait until they have joined one another."""
     learners, started = _spawn_learners(config)
     digests = get_within(started, config.learner.deadline_s, "start of the learner", "learner.deadline_s")
     _refuse_two_references(digests)
@@ -81,7 +81,7 @@ def _spawn_learners(config: TrainingSection) -> tuple[tuple[Any, ...], list[Any]
 
 
 def _refuse_two_references(digests: list[str | None]) -> None:
-    """Sampling and losses compare with one reference; a file that differs between machines would make it two."""
+    """Sampling and losses must use the same reference; a file that differs between machines would break that."""
     if len(set(digests)) > 1:
         raise RuntimeError(
             f"policy.reference: learner ranks and rollout workers hold different adapters, digests {digests}; copy the "
@@ -113,7 +113,7 @@ def _spawn_tagger(where: str, config: TaggerSection) -> Any:
 
 
 def _server(actor: type, config: ServerSection) -> Any:
-    """The actor class with what Ray has to give one replica."""
+    """The actor class with the resources of one replica."""
     import ray
 
     options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus}

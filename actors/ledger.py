@@ -1,4 +1,4 @@
-"""Which groups were issued, and what became of them: no LR image is skipped, none is trained twice."""
+"""Which groups were issued and what became of them: no LR image is skipped, none is trained on twice."""
 
 import copy
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass
 class Ledger:
-    """Ordinals in flight and counts of what left; the whole state is in every checkpoint."""
+    """Ordinals in flight, and what was trained or dropped; every checkpoint holds the whole state."""
 
     next_ordinal: int = 0
     pending: list[int] = field(default_factory=list)
-    """Issued, neither trained nor dropped, in order of issue."""
+    """Issued but neither trained on nor dropped, in order of issue."""
     unissued: list[int] = field(default_factory=list)
-    """Pending when the run stopped; issued again before any new ordinal."""
+    """Pending when the run stopped; reissued before any new ordinal."""
     trained: int = 0
     dropped: list[int] = field(default_factory=list)
 
@@ -29,7 +29,7 @@ class Ledger:
         return ordinal
 
     def drop(self, ordinal: int) -> None:
-        """Its tagger or a reward failed for good; it never reaches an advantage."""
+        """Its tagger or a reward failed permanently; it never reaches an advantage."""
         self.pending.remove(ordinal)
         self.dropped.append(ordinal)
 
@@ -40,7 +40,7 @@ class Ledger:
         self.trained += len(ordinals)
 
     def to_json(self) -> dict[str, object]:
-        """State after a finished step; what is pending will be issued again."""
+        """State after a finished step; pending ordinals will be reissued."""
         return {
             "next_ordinal": self.next_ordinal,
             "unissued": sorted(self.pending + self.unissued),

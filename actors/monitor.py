@@ -1,6 +1,6 @@
-"""Where metrics go: `metrics.jsonl` always, W&B if asked for, one progress line on the console.
+"""Where metrics go: `metrics.jsonl` always, W&B if enabled, one progress line on the console.
 
-Torch-free and ray-free: the driver owns one Monitor. Left out: reading metrics back (rl.metrics) and the report
+Imports neither torch nor ray: the driver owns one Monitor. Left out: reading metrics back (rl.metrics) and the report
 (rl.evaluation.report).
 """
 
@@ -30,7 +30,7 @@ _SAMPLE_COLUMNS = ("ordinal", "lr_id", "policy_version", "member", "seed", "lr",
 
 
 class Monitor:
-    """Takes typed metrics; call `close` at the end, also when the run fails."""
+    """Takes typed metrics; call `close` at the end, even if the run fails."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Monitor:
         self._wandb = _start_wandb(config, run_dir, run_name, resolved_config) if config.wandb != "disabled" else None
 
     def log(self, metrics: Metrics) -> None:
-        """Write one record everywhere; Metrics has refused unknown keys already."""
+        """Write one record everywhere; Metrics has already refused unknown keys."""
         jsonl.append(self._file, (metrics.to_json(),))
         if self._wandb is not None:
             self._wandb.log({"step": metrics.step, "wall_s": metrics.wall_s, **_for_wandb(metrics.values)})
@@ -58,7 +58,7 @@ class Monitor:
             self._console.show(metrics)
 
     def log_samples(self, step: int, sheet: Path, rows: Sequence[SampleRow]) -> None:
-        """Send a written sheet and its group to W&B; without W&B the PNG and its JSON on disk are all there is."""
+        """Send a written sheet and its group to W&B; without W&B only the PNG and JSON on disk remain."""
         if self._wandb is None:
             return
         import wandb
@@ -84,7 +84,7 @@ class Monitor:
 
 
 class Stopwatch:
-    """Wall seconds since it was made."""
+    """Wall-clock seconds since its creation."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -134,7 +134,7 @@ class _Progress:
         return "  ".join(parts)
 
     def _eta(self, step: int) -> str:
-        """From the pace of this process, so that a resumed run does not count steps that it did not make."""
+        """From the pace of this process, so that a resumed run does not count steps done before it."""
         now = time.monotonic()
         if self._first is None:
             self._first = (step, now)
@@ -146,7 +146,7 @@ class _Progress:
 
 
 def _start_wandb(config: MonitorConfig, run_dir: Path, run_name: str, resolved_config: Mapping[str, object]) -> "Run":
-    """A W&B run whose id is kept in the run directory, so that a resumed run continues it."""
+    """A W&B run with its id stored in the run directory, so that a resumed run continues it."""
     import wandb
 
     id_file = run_dir / WANDB_ID_FILE
@@ -160,13 +160,13 @@ def _start_wandb(config: MonitorConfig, run_dir: Path, run_name: str, resolved_c
         dir=str(run_dir),
         id=id_file.read_text(encoding="utf-8").strip(),
         resume="allow" if config.wandb == "online" else None,
-        # json round trip: W&B takes plain values only, and would keep others as their repr
+        # json round trip: W&B accepts plain values only and would store others as their repr
         config=json.loads(json.dumps(resolved_config)),
-        # W&B would wrap stdout and tear the live progress line; its banner goes too, hence the print below
+        # W&B would wrap stdout and break the live progress line; this also hides its banner, hence the print below
         settings=wandb.Settings(console="off", silent=True),
     )
     print(f"W&B {config.wandb}: {run.url if config.wandb == 'online' else Path(run.dir).parent}")
-    # a resumed run goes back in steps, which W&B's own step counter refuses
+    # a resumed run goes back in steps, which W&B's own step counter rejects
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run

@@ -1,7 +1,7 @@
 """The loop of an offline run: pools in, adapters out; the learner's ranks are its only processes.
 
 for each step:
-    groups  <- the next of the pools' order
+    groups  <- the next ones in the pools' order
     A       <- aggregation over the whole batch of stored scores
     learner <- train(groups, A)                version + 1
 """
@@ -21,14 +21,14 @@ from rl.metrics import Key, Value, batch_values
 
 
 class OfflineLoop(TrainingLoop):
-    """Reads the next batch while the learner trains nothing: decoding a few PNGs is short beside a step."""
+    """Reads a batch while the learner is idle: decoding a few PNGs takes little time compared with a step."""
 
     def __init__(self, config: OfflineConfig, learners: Sequence[Any], monitor: Monitor, run_dir: Path) -> None:
         super().__init__(config, learners, monitor, run_dir)
         self.config = config
 
     async def run(self, *, resume: bool) -> Outcome:
-        """Train to the last step, or to the step during which `stop` was set."""
+        """Train to the last step, or until the end of the step during which `stop` was set."""
         if resume:
             await self.load()
         source = PoolSource(self.config)

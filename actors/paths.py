@@ -1,5 +1,5 @@
-"""Files and folders of a command on this machine: what a recipe reads, found by the marks on its fields
-(`rl.config.base.InputPath`), and whether a folder can be written."""
+"""Files and folders of a command on this machine: a recipe's inputs, found by the marks on its fields
+(`rl.config.base.InputPath`), and whether a folder is writable."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,9 @@ from rl.errors import InputError
 
 
 def inputs(section: Section, where: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, path or `skimage:<name>`) of every input of all sections, a user's own included.
+    """(dotted key, path or `skimage:<name>`) of every input in all sections, including user-defined ones.
 
-    What may also be a name or a URL is left to the section that knows.
+    Values that may also be a name or a URL are left to their section.
     """
     for name, field in type(section).model_fields.items():
         mark = next((m for m in field.metadata if isinstance(m, InputPath)), None)
@@ -26,10 +26,10 @@ def is_missing(path: str) -> bool:
 
 
 def refuse_unwritable(what: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, by writing into it or into its nearest parent that is there.
+    """Refuse a folder that cannot be created or written, by writing into it or its nearest existing parent.
 
     Raises:
-        InputError: begins with `what` and says why.
+        InputError: starts with `what` and says why.
     """
     try:
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""All replicas of one server behind one queue: one caller per replica, bounded retries, never a made-up answer."""
+"""All replicas of one server behind one queue: one caller per replica, bounded retries, no invented answers."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from rl.config.server import ServerSection
 
 
 class Timed(Protocol):
-    """What a server answers for one group."""
+    """A server's answer for one group."""
 
     @property
     def seconds(self) -> float: ...
@@ -24,10 +24,10 @@ Answer = TypeVar("Answer", bound=Timed)
 
 
 class GroupFailed(RuntimeError):
-    """A server failed for good on one group; the group is dropped.
+    """A server failed permanently on one group; the group is dropped.
 
     Attributes:
-        pool: whose servers failed.
+        pool: the pool of the failed servers.
     """
 
     def __init__(self, pool: "Pool[Any]", ordinal: int, attempts: int, error: BaseException) -> None:
@@ -47,12 +47,12 @@ class Request(Generic[Answer]):
 
 
 class Pool(Generic[Answer]):
-    """A kind of server says how its calls are made and checked; queueing, batches, retries and clocks are the same.
+    """Queueing, batching, retries and timing for any kind of server; subclasses make and check its calls.
 
     Args:
         name: the server's name.
         config: `retries` and `deadline_s` are read.
-        batch: most groups of one call.
+        batch: maximum number of groups per call.
         servers: one handle per replica.
     """
 
@@ -76,12 +76,12 @@ class Pool(Generic[Answer]):
         raise NotImplementedError
 
     def _check(self, batch: Sequence[Request[Answer]], answers: Sequence[Answer]) -> None:
-        """Raise `ServerError` where the answers are not those of the batch."""
+        """Raise `ServerError` if the answers do not match the batch."""
         if len(answers) != len(batch):
             raise self.error(self.name, f"expected {len(batch)} answers, one per group, got {len(answers)}")
 
     async def _ask(self, ordinal: int, *carriers: Any) -> Answer:
-        """Wait for the answer on one group; raises `GroupFailed` after the configured retries."""
+        """Wait for the answer for one group; raises `GroupFailed` after the configured retries."""
         request: Request[Answer] = Request(ordinal, carriers, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(request)
         return await request.result
@@ -111,7 +111,7 @@ class Pool(Generic[Answer]):
                 request.result.set_result(answer)
 
     def _retry_or_fail(self, batch: list[Request[Answer]], error: RayError | DeadlineError | ServerError) -> None:
-        """Only groups at fault lose an attempt: a group whose neighbour cannot be answered is not dropped with it."""
+        """Only groups at fault lose an attempt, so a group is not dropped because of its neighbours in the call."""
         self.failed_in_a_row += 1
         at_fault = groups_at_fault(error, [request.ordinal for request in batch])
         for request in batch:
@@ -128,12 +128,12 @@ class Pool(Generic[Answer]):
 
 
 def groups_at_fault(error: RayError | DeadlineError | ServerError, ordinals: Sequence[int]) -> set[int]:
-    """The ordinals of a call that its error names; all of them where it names none, so that retries are bounded."""
+    """The ordinals that a call's error names; all of them if it names none, so that retries stay bounded."""
     inner = cause(error)
     named = set(inner.ordinals) & set(ordinals) if isinstance(inner, ServerError) else set()
     return named or set(ordinals)
 
 
 def idle_share(busy_s: float, available_s: float) -> float:
-    """Work that began before the step counts to the step in which it ended, hence the clamp."""
+    """Work that began before a step counts towards the step in which it ended, hence the clamp."""
     return min(1.0, max(0.0, 1.0 - busy_s / available_s))

@@ -44,7 +44,7 @@ def _online(config: RunConfig) -> list[str]:
         for reward in config.rewards:
             problems += _try(check_reward, reward, has_hr=data.has_hr, sr_side=data.crop)
     if config.ray.address is None and not problems:
-        # on a cluster this machine's disk says nothing of the machine that scores
+        # on a cluster this machine's disk says nothing about the machine that scores
         problems += _try(check_weights, config.rewards)
     return problems
 
@@ -58,7 +58,7 @@ def _try(check: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> li
 
 
 def _check_data(where: str, data: DataSection, crops: int = 0) -> None:
-    """Sources, sizes of all images (from their headers), pairs and prompt files; `crops` of an evaluation."""
+    """Check sources, image sizes (from their headers), pairs, prompt files, and the `crops` of an evaluation."""
     try:
         check_sources(data.path)
     except (ValueError, FileNotFoundError) as error:
@@ -85,7 +85,7 @@ def _check_run_dir(folder: Path, *, resume: bool) -> None:
 
 def _check_policy(policy: PolicySection) -> None:
     policy.check()
-    # one file may be both, and is then named as what it was written for
+    # one file may be both; the message then names the key under which it was given
     for file, key in {reference_file(policy): "reference", policy.lora.init_from: "lora.init_from"}.items():
         if file is None:
             continue
@@ -98,7 +98,7 @@ def _check_policy(policy: PolicySection) -> None:
 
 
 def _missing(config: TrainingSection, problems: list[str]) -> list[str]:
-    """Inputs of any section that are not here, a user's own sections included, where nothing has named them yet."""
+    """Missing inputs of any section, including user-defined ones, that no other problem names yet."""
     return [
         f"  {key}: no such file or folder {path}"
         for key, path in inputs(config)

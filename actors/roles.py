@@ -1,5 +1,5 @@
-"""The roles as Ray actors: each builds its plain class inside the process, so that the driver never imports torch, and
-resolves references. What a method does is documented at the plain class."""
+"""The roles as Ray actors: each resolves references and builds its plain class inside the process, so that the driver
+never imports torch. The plain classes document the methods."""
 
 import os
 import socket
@@ -42,7 +42,7 @@ class RolloutActor:
         self.worker = RolloutWorker(config)
 
     def ready(self) -> str | None:
-        """Answers when the model is loaded: the digest of the reference adapter."""
+        """Returns the digest of the reference adapter once the model is loaded."""
         return self.worker.adapters.reference_digest()
 
     def install(self, snapshot: LoraSnapshot, *, probe: bool = False) -> Echo:
@@ -51,7 +51,7 @@ class RolloutActor:
     def rollout(
         self, task: SRTask, seeds: tuple[int, ...], *, training: bool = True
     ) -> tuple[RolloutReceipt, RolloutGroup]:
-        """The two results are separate objects, so the driver fetches the receipt alone."""
+        """The two results are separate objects, so the driver can fetch the receipt alone."""
         return self.worker.rollout(task, seeds, training=training)
 
 
@@ -75,7 +75,7 @@ class RewardActor:
 
 
 class TaggerActor:
-    """One `rewards.taggers.server.TaggerServer` of one section of the data."""
+    """One `rewards.taggers.server.TaggerServer` of one data section."""
 
     def __init__(self, where: str, config: TaggerSection) -> None:
         from rewards.taggers.server import TaggerServer
@@ -92,7 +92,7 @@ class TaggerActor:
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """A snapshot put once into the object store, and what that took."""
+    """A snapshot put once into the object store, and the time this took."""
 
     ref: "ray.ObjectRef[LoraSnapshot]"
     version: int
@@ -103,7 +103,7 @@ class Published:
 
 
 class LearnerActor:
-    """One rank of the `learner.learner.Learner`."""
+    """One rank of `learner.learner.Learner`."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -117,7 +117,7 @@ class LearnerActor:
             return host, probe.getsockname()[1]
 
     def start(self, config: TrainingSection, master: tuple[str, int]) -> str | None:
-        """Build the learner; returns the digest of the reference adapter when all ranks have joined."""
+        """Build the learner; returns the digest of the reference adapter once all ranks have joined."""
         from learner.learner import Learner
 
         os.environ.update(
@@ -134,7 +134,7 @@ class LearnerActor:
 
     def train(self, advantages: Sequence[F64], *carriers: SRTask | RolloutGroup) -> "TrainReport":
         """Tasks first, then their groups; Ray resolves top-level references only, hence the flat arguments. One `[G]`
-        of advantages per group, or of which its pairs are chosen."""
+        of advantages per group, from which its pairs, if any, are chosen."""
         from rl.preferences import train_item
 
         learner = self._ready()
@@ -147,7 +147,7 @@ class LearnerActor:
         return learner.train(items)
 
     def publish(self, *, ema: bool = False) -> Published:
-        """Gather the newest adapter (or the EMA) and put it once."""
+        """Gather the newest adapter (or the EMA) and put it into the object store once."""
         started = time.perf_counter()
         learner = self._ready()
         snapshot = learner.ema_snapshot() if ema else learner.snapshot()

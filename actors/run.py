@@ -1,4 +1,4 @@
-"""One `isrl train`: the run's folder, Ray, the loop, and what is written at the end."""
+"""One `isrl train`: the run's folder, Ray, the loop, and the files written at the end."""
 
 import asyncio
 import signal
@@ -32,7 +32,7 @@ def run(config: TrainingSection, *, resume: bool) -> Outcome:
     """Start the processes, train, write the adapter and the report, stop the processes.
 
     Raises:
-        RunFailed: an actor or a wait for one failed for good; the message says how to resume.
+        RunFailed: an actor, or a wait for one, failed permanently; the message says how to resume.
     """
     config = config.absolute(Path.cwd())
     run_dir = Path(config.run.dir)
@@ -87,7 +87,7 @@ def _how_to_resume(run_dir: Path) -> str:
 
 
 async def _until_done_or_interrupted(controller: Controller | OfflineLoop, resume: bool) -> Outcome:
-    """The first interrupt lets the step in progress end and be saved; the second one stops at once."""
+    """The first interrupt lets the current step finish and be saved; the second stops at once."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
 

@@ -33,7 +33,7 @@ class RewardPool(Pool[RewardColumn]):
 
 
 async def score_group(pools: Sequence[RewardPool], ordinal: int, task: Any, group: Any) -> RewardTable:
-    """Every reward on one group, in parallel; the first failure wins and the others are awaited, not lost."""
+    """Every reward on one group, in parallel. The first failure is raised once all have been awaited."""
     results = await asyncio.gather(*(p.score(ordinal, task, group) for p in pools), return_exceptions=True)
     columns: list[RewardColumn] = []
     for result in results:
@@ -49,7 +49,7 @@ async def score_group(pools: Sequence[RewardPool], ordinal: int, task: Any, grou
 
 
 def pool_values(pools: Sequence[RewardPool], step_s: float, failed: Mapping[Any, int]) -> dict[str, Value]:
-    """Under the keys of the metrics table; reads and resets the clocks of all pools. `failed` counts dropped groups."""
+    """Under the keys of the metrics table; reads and resets all pools' clocks. `failed` counts dropped groups."""
     answered = sum(pool.answered for pool in pools)
     waited = sum(pool.waited_s for pool in pools)
     busy = sum(pool.busy_s for pool in pools)

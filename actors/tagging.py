@@ -1,4 +1,4 @@
-"""Tasks in, tasks with a prompt out: what a tagger saw in the image, and the configured suffix."""
+"""Tasks in, tasks with a prompt out: the tagger's text for the image, plus the configured suffix."""
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +35,7 @@ class TaggerPool(Pool[ImageTags]):
         """The task with its prompt, and the seconds that tagging took.
 
         Raises:
-            GroupFailed: the tagger failed after the configured retries, or its answers were not those of this image.
+            GroupFailed: after the configured retries the tagger still failed, or its answers did not match the image.
         """
         image = task.hr if self._image == "hr" else task.lr
         if image is None:
@@ -48,7 +48,7 @@ class TaggerPool(Pool[ImageTags]):
         return call
 
     def _check(self, batch: Sequence[Request[ImageTags]], answers: Sequence[ImageTags]) -> None:
-        """Texts belong to images, not to positions: each answer has to carry the digest of the image sent for it."""
+        """Texts belong to images, not to positions: each answer must carry the digest of the image that was sent."""
         super()._check(batch, answers)
         wrong: list[tuple[int, str]] = []
         for request, answer in zip(batch, answers, strict=True):
@@ -64,8 +64,8 @@ class TaggerPool(Pool[ImageTags]):
 
 
 def tagger_pools(config: RunConfig, servers: Mapping[str, Sequence[Any]]) -> dict[str, TaggerPool]:
-    """Section -> the pool that writes its prompts; sections without a tagger are absent. `servers` as spawned for
-    `config.taggers`, where an evaluation may use those of training."""
+    """Section -> the pool that writes its prompts; sections without a tagger are absent. `servers` are those spawned
+    for `config.taggers`; an evaluation may share those of training."""
     sections: dict[str, DataSection | None] = {
         "data": config.data,
         "eval.data": config.eval.data if config.eval else None,

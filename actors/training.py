@@ -1,4 +1,4 @@
-"""What the loops of an online and an offline run share: the learner's ranks, ledger, checkpoints, metrics, the stop."""
+"""What the loops of online and offline runs share: learner ranks, ledger, checkpoints, metrics, stopping."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class TrainingLoop:
         self.ledger = Ledger()
         self.step = 0
         self.stop = asyncio.Event()
-        """Set by an interrupt: the step in progress is finished and saved, then the run ends."""
+        """Set by an interrupt: the current step is finished and saved, then the run ends."""
         self._settings = config
         self._learners = learners
         self._saved: int | None = None
@@ -44,7 +44,7 @@ class TrainingLoop:
 
     @property
     def going(self) -> bool:
-        """There is another step to make."""
+        """Whether there is another step to take."""
         return self.step < self._settings.train.steps and not self.stop.is_set()
 
     @property
@@ -69,7 +69,7 @@ class TrainingLoop:
         return over_ranks(reports)
 
     def log(self, values: Mapping[str, Value]) -> None:
-        """Write the values of the step that ended; nothing where there are none."""
+        """Log the values of the finished step, if there are any."""
         if values:
             self.monitor.log(Metrics(self.step, self._clock(), values))
 
@@ -80,7 +80,7 @@ class TrainingLoop:
         self._saved = self.step
 
     async def save_if_due(self, *, at_the_end: bool = False) -> None:
-        """Every `checkpoint.every` steps, and where a run ends."""
+        """Save every `checkpoint.every` steps, and at the end of a run."""
         if self._saved != self.step and (at_the_end or self.step % self._settings.checkpoint.every == 0):
             await self._checkpoints.save(self.step, self.ledger, self._learners, self._settings.learner.deadline_s)
             self._saved = self.step

@@ -1,4 +1,4 @@
-"""Delivered or not sampled: a push is done when every live worker has echoed version and digest."""
+"""No sampling before delivery: a push is done when every live worker has echoed version and digest."""
 
 import time
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ _SETTING = "learner.deadline_s"
 
 
 class PushError(RuntimeError):
-    """A snapshot did not arrive whole, or arrived without effect."""
+    """A snapshot did not arrive intact, or had no effect."""
 
 
 @dataclass(frozen=True)
 class PushReport:
-    """Seconds of one push; load and verify are the slowest worker's."""
+    """Timings of one push; load and verify are those of the slowest worker."""
 
     version: int
     digest: str
@@ -31,7 +31,7 @@ class PushReport:
     total_s: float
 
     def values(self, lag_s: float) -> dict[str, Value]:
-        """Under the keys of the metrics table; `lag_s` since the optimiser's last step."""
+        """Under the keys of the metrics table; `lag_s`: time since the last optimiser step."""
         return {
             Key.POLICY_VERSION: float(self.version),
             Key.PUBLISH_LAG: lag_s,
@@ -45,7 +45,7 @@ class PushReport:
 
 
 class WeightSync:
-    """Pushes snapshots, and looks at their effect until one has been seen to have any."""
+    """Pushes snapshots, and checks their effect until one has been observed to have an effect."""
 
     def __init__(self, learner: Any, workers: Sequence[Any], deadline_s: float) -> None:
         self._learner = learner
@@ -53,13 +53,13 @@ class WeightSync:
         self._deadline_s = deadline_s
         self._last: PushReport | None = None
         self._effects: list[float] | None = None
-        """Of the first adapter, per worker, until a push that had to change it was seen to."""
+        """Effect of the first adapter, per worker, until a push that must change it has been checked."""
         self._watching = True
 
     async def push(self, *, ema: bool = False, must_change: bool = False) -> PushReport:
         """Learner -> object store -> every worker -> echoes, all equal or `PushError`.
 
-        `must_change`: the optimiser took a step with a gradient, so the workers' output has to differ.
+        `must_change`: the optimiser took a step with a non-zero gradient, so the workers' output must differ.
         """
         started = time.perf_counter()
         published: Published = await within(
@@ -81,7 +81,7 @@ class WeightSync:
         return report
 
     def _watch(self, report: PushReport, echoes: Sequence[Echo], *, must_change: bool) -> None:
-        """After the first optimiser step every worker's output has to differ from that of the adapter it began with."""
+        """After the first optimiser step every worker's output must differ from that of its initial adapter."""
         if must_change and self._last is not None and report.digest == self._last.digest:
             raise PushError(
                 f"version {report.version} has the bytes of version {self._last.version}: the optimiser step changed "

@@ -1,4 +1,4 @@
-"""The exponential moving average of an adapter, what evaluation and export use (DiffusionNFT's code)."""
+"""The exponential moving average of an adapter, used by evaluation and export (from DiffusionNFT's code)."""
 
 from collections.abc import Mapping
 

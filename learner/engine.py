@@ -1,4 +1,4 @@
-"""DeepSpeed around the trained module; the only file that imports deepspeed."""
+"""Wraps the trained module in DeepSpeed; the only file that imports deepspeed."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ def build_engine(module: nn.Module, parameters: list[nn.Parameter], config: Trai
 
 
 def ds_config(config: TrainingSection) -> dict[str, Any]:
-    """DeepSpeed's configuration of one rank; its accumulation counts our micro-batches."""
+    """DeepSpeed's configuration for one rank; its gradient accumulation counts our micro-batches."""
     learner = config.learner
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite never becomes a version: checked before every optimiser step, on every
+"""Keeps non-finite losses and gradients out of every adapter version: checked before each optimiser step, on every
 rank."""
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ class NotFinite(RuntimeError):
     """Training diverged; the adapters hold the last good step.
 
     Attributes:
-        ordinals: the groups whose micro-batches had the values.
+        ordinals: the groups with non-finite micro-batches.
     """
 
     def __init__(self, ordinals: tuple[int, ...], reason: str) -> None:
@@ -27,8 +27,8 @@ class NotFinite(RuntimeError):
 
 
 class FiniteGuard:
-    """Collects what the micro-batches of one update did. A rank that raised alone would leave the others waiting in the
-    step's collectives, hence one flag of all ranks a step."""
+    """Collects the results of one update's micro-batches. A rank that raised alone would leave the others waiting in
+    the step's collectives, hence one flag over all ranks per step."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._losses: list[tuple[int, Tensor]] = []
@@ -40,13 +40,13 @@ class FiniteGuard:
         self._bad_gradients.append(~torch.isfinite(gradient).all())
 
     def saw(self, ordinal: int, loss: Tensor) -> None:
-        """A micro-batch of group `ordinal` has gone backward."""
+        """Record the backward pass of a micro-batch of group `ordinal`."""
         bad = torch.stack(self._bad_gradients).any() if self._bad_gradients else torch.zeros((), dtype=torch.bool)
         self._bad_gradients.clear()
         self._losses.append((ordinal, torch.where(bad.to(loss.device), torch.inf, loss.float().abs())))
 
     def check(self) -> tuple[int, ...]:
-        """Raise `NotFinite` on every rank where one of them saw such a value; returns the ordinals of the update."""
+        """Raise `NotFinite` on every rank if any rank saw such a value; returns the ordinals of the update."""
         seen, self._losses = self._losses, []
         ordinals = tuple(sorted({ordinal for ordinal, value in seen if not torch.isfinite(value)}))
         flag = torch.tensor(bool(ordinals), dtype=torch.int32, device=seen[0][1].device)

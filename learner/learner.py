@@ -1,10 +1,10 @@
-"""The learner: one rank's view of the `policy` adapter, of the adapters that it published and of its EMA.
+"""The learner: one rank's view of the `policy` adapter, the published adapters and the EMA.
 
     items -> micro-batches -> loss -> DeepSpeed step  (updates_per_batch times)
           -> theta_old <- eta theta_old + (1 - eta) theta          = the next published version
           -> EMA for evaluation and export
 
-Plain class: `actors/roles.py` puts it into a Ray actor. Every rank holds the same adapters, so any rank can publish;
+A plain class; `actors/roles.py` wraps it in a Ray actor. Every rank holds the same adapters, so any rank can publish;
 rank 0 does.
 """
 
@@ -51,13 +51,13 @@ class Learner:
         self.version = 0
         self.updates = 0
         self.history: dict[int, Adapter] = {0: {name: value.detach().clone() for name, value in self.theta.items()}}
-        """The published adapters that are still needed; their tensors are never written again."""
+        """The published adapters still in use; their tensors are never modified again."""
         self.ema = Ema(self.theta, config.learner.ema_decay)
         self._finite = FiniteGuard(self.theta.values())
         self._grad_norm = 0.0
 
     def train(self, items: Sequence[TrainItem]) -> TrainReport:
-        """Train on this rank's share of a batch, then make the next version."""
+        """Train on this rank's share of a batch, then create the next version."""
         started = time.perf_counter()
         self._refuse_stale(items)
         batches = self.objective.micro_batches(items, self.version)
@@ -92,7 +92,7 @@ class Learner:
             batch = next(batches)
             self._install_anchor(batch.policy_version)
             loss: Loss = self.engine(batch)
-            # DeepSpeed divides by the number of micro-batches, of which parts_per_group make one group
+            # DeepSpeed divides by the number of micro-batches, but parts_per_group of them make one group
             self.engine.backward(loss.total * self.config.parts_per_group)
             detached = Loss(loss.total.detach(), loss.terms, loss.maxima)
             self._finite.saw(batch.ordinal, detached.total)
@@ -102,14 +102,14 @@ class Learner:
                 self._grad_norm = self._norm_before_step()
             self.engine.step()
             if last and not self.engine.was_step_applied():
-                # DeepSpeed leaves a step out where a reduced gradient is not finite, and only logs it
+                # DeepSpeed skips a step if a reduced gradient is not finite, and only logs it
                 raise NotFinite(ordinals, "the gradient over all ranks is not finite")
             if last and self.config.learner.zero_stage > 0:
                 self._grad_norm = float(self.engine.get_global_grad_norm())
             yield detached
 
     def _norm_before_step(self) -> float:
-        """L2 norm before clipping; DeepSpeed keeps one only under ZeRO, where gradients are sharded."""
+        """L2 norm before clipping; DeepSpeed records it only under ZeRO, where gradients are sharded."""
         gradients = [p.grad for p in self.theta.values() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
@@ -124,7 +124,7 @@ class Learner:
                 )
 
     def _install_anchor(self, sampled_with: int) -> None:
-        """Let the `old` adapter hold the version that the loss is anchored to."""
+        """Set the `old` adapter to the version that the loss is anchored to."""
         if self._old:
             version = sampled_with if self.config.objective.anchor_needed == "behaviour" else self.version
             for name, value in self.history[version].items():
@@ -152,19 +152,19 @@ class Learner:
             del self.history[version]
 
     def reference_digest(self) -> str | None:
-        """Of the reference adapter; None where the reference is the base."""
+        """Digest of the reference adapter; None where the reference is the base."""
         return self.adapters.reference_digest()
 
     def snapshot(self) -> LoraSnapshot:
-        """The newest published adapter; its arrays alias tensors that are never written again."""
+        """The newest published adapter; its arrays alias tensors that are never modified again."""
         return take_snapshot(self.history[self.version], self.version)
 
     def ema_snapshot(self) -> LoraSnapshot:
-        """A copy of the EMA, what evaluation and export use."""
+        """A copy of the EMA, for evaluation and export."""
         return take_snapshot({name: value.clone() for name, value in self.ema.tensors.items()}, self.version)
 
     def save(self, folder: Path) -> None:
-        """Write everything that a resumed run needs; called on every rank with the same folder."""
+        """Write everything needed to resume; called on every rank with the same folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True, save_latest=False)
         if self.engine.global_rank == 0:
@@ -175,7 +175,7 @@ class Learner:
         """Resume from what `save` wrote; called on every rank.
 
         Raises:
-            InputError: the reference adapter is another one than that of the run.
+            InputError: the reference adapter differs from the run's.
         """
         state = read_state(folder, self.theta)
         if state.reference_digest != self.reference_digest():
@@ -191,7 +191,7 @@ class Learner:
 
 
 def _sums(losses: Sequence[Loss], units: int) -> dict[Key, float]:
-    """Every contribution summed, over the number of groups and slots that they come from."""
+    """The sum of all contributions, divided by the number of groups times slots."""
     totals: dict[Key, float] = {}
     for loss in losses:
         for key, term in {Key.LOSS_TOTAL: loss.total, **loss.terms}.items():

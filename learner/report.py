@@ -1,4 +1,4 @@
-"""What one training batch did, rank by rank and over all ranks. Torch-free: the driver reads it."""
+"""Report of one training batch, per rank and over all ranks. Torch-free: the driver reads it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from rl.metrics import Key, Value
 
 @dataclass(frozen=True)
 class TrainReport:
-    """One rank's, or after `over_ranks` that of all."""
+    """The report of one rank or, after `over_ranks`, of all ranks."""
 
     version: int
     updates: int
     losses: dict[Key, float]
     """`loss/total` and the objective's own terms, means over groups and slots."""
     maxima: dict[Key, float]
-    """The objective's terms of which the largest counts."""
+    """The objective's terms that are reported as maxima."""
     grad_norm: float
     """Mean over the updates of the global norm before clipping, the same on every rank."""
     lr: float
@@ -33,7 +33,7 @@ class TrainReport:
 
 
 def over_ranks(reports: Sequence[TrainReport]) -> TrainReport:
-    """Means of the losses (every rank has as many groups), maxima of the maxima, the slowest rank's time."""
+    """Means of the losses (every rank has equally many groups), maxima of the maxima, the slowest rank's time."""
     first = reports[0]
     return TrainReport(
         version=first.version,

@@ -1,4 +1,4 @@
-"""A learner's state on disk: safetensors and JSON beside DeepSpeed's own folder. The frozen base is never written."""
+"""A learner's state on disk: safetensors and JSON next to DeepSpeed's own folder. The frozen base is never written."""
 
 import json
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ Adapter = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LearnerState:
-    """What a rank holds beside the trained adapter and its optimiser, equal on every rank."""
+    """A rank's state apart from the trained adapter and its optimiser; the same on every rank."""
 
     version: int
     updates: int
     reference_digest: str | None
-    """Of the reference adapter that losses compare with; None for the base."""
+    """Digest of the reference adapter that losses compare against; None for the base."""
     history: Mapping[int, Adapter]
     """Published adapters by version."""
     ema: Adapter
@@ -47,7 +47,7 @@ def read_state(folder: Path, like: Mapping[str, Tensor]) -> LearnerState:
     """What `write_state` wrote, on the device of `like`.
 
     Raises:
-        ValueError: an adapter of other names or shapes than `like`.
+        ValueError: an adapter with names or shapes that differ from `like`.
     """
     facts = _Facts(**json.loads((folder / STATE_FILE).read_text()))
     history = {version: _read(_history_file(folder, version), like) for version in facts.history}

@@ -1,7 +1,7 @@
 """Rewards and taggers: images in, scores or texts out. Torch-free until something is built.
 
-A reward is a section with the keys of a recipe (`rewards/sections.py`, found by `rl.config.reward.REWARDS`) and the
-class that the section's `builder` names.
+A reward consists of a section with its recipe keys (`rewards/sections.py`, registered in `rl.config.reward.REWARDS`)
+and the class that the section's `builder` names.
 """
 
 from rewards.base import Reward, RewardError, RewardInput, naming
@@ -40,10 +40,10 @@ def check_reward(section: RewardSection, *, has_hr: bool, sr_side: int | None) -
 
 
 def check_tagger(where: str, section: TaggerSection) -> None:
-    """Refuses a tagger whose files are not there or cannot be what they should be.
+    """Refuses a tagger with files that are missing or are not what they should be.
 
     Args:
-        where: the section of the data, which begins the message.
+        where: the data section, with which the message starts.
 
     Raises:
         ValueError: names the section, what was expected and what was found.

@@ -1,6 +1,6 @@
-"""What a reward is: uint8 images in, one float64 score per image out, higher is better.
+"""The interface of a reward: uint8 images in, one float64 score per image out, higher is better.
 
-Holds the protocol, its input carrier and the errors of servers. Left out: how scores become advantages
+Holds the protocol, its input type and the errors of servers. Left out: how scores become advantages
 (`rl/advantages.py`), retries and deadlines (`actors/`), and what is refused before a run (`rewards/sections.py`).
 Imports no torch.
 """
@@ -40,19 +40,19 @@ class Reward(Protocol):
         ...
 
     def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
-        """The same for several groups of equal H and W, as one batch where the reward can; one `[G]` per group."""
+        """The same for several groups of equal H and W, as one batch if the reward can; one `[G]` per group."""
         ...
 
 
 class ServerError(RuntimeError):
-    """A model behind a server could not answer. Keeps its fields when pickled, so that they cross a Ray call.
+    """A model behind a server could not answer. Its fields survive pickling, and thus a Ray call.
 
     Attributes:
-        kind: what kind of server.
+        kind: the kind of server.
         name: the server's name.
         reason: what failed, with values.
-        groups: positions in the call of the groups at fault; empty where the call failed as a whole.
-        ordinals: the same groups by ordinal; filled by the server.
+        groups: positions in the call of the groups at fault; empty if the whole call failed.
+        ordinals: the same groups by ordinal; filled in by the server.
     """
 
     kind: ClassVar[str] = "server"
@@ -73,7 +73,7 @@ class RewardError(ServerError):
 
 
 class TaggerError(ServerError):
-    """A tagger could not tag; `name` is the section of the data that it tags, `data` or `eval.data`."""
+    """A tagger could not tag; `name` is the data section that it tags, `data` or `eval.data`."""
 
     kind = "tagger"
 
@@ -81,7 +81,7 @@ class TaggerError(ServerError):
 class naming:
     """Re-raises whatever foreign code (pyiqa, a user's file) raises as `error` with the server's name.
 
-    A list of exception types cannot be complete here: weights, downloads and model code fail in dozens of classes.
+    No list of exception types could be complete here: weights, downloads and model code raise dozens of classes.
     Nothing is swallowed; the original is the `__cause__`. KeyboardInterrupt and SystemExit pass through.
     """
 
@@ -102,7 +102,7 @@ def checked_scores(reward: str, raw: ArrayLike, count: int) -> F64:
     """`raw` as float64 `[count]`; accepts `[count]` and `[count, 1]`.
 
     Raises:
-        RewardError: another number of scores, or a score that is not finite.
+        RewardError: the number of scores is wrong, or a score is not finite.
     """
     scores = np.asarray(raw, dtype=np.float64)
     if scores.size != count or scores.ndim > 2 or (scores.ndim == 2 and scores.shape != (count, 1)):
@@ -116,7 +116,7 @@ def checked_scores(reward: str, raw: ArrayLike, count: int) -> F64:
 
 
 def score_each(score: Callable[[U8, U8, U8 | None, int], F64], groups: Sequence[RewardInput]) -> list[F64]:
-    """`score_groups` of a reward that gains nothing from batching: group by group, naming the one that failed."""
+    """`score_groups` for a reward that gains nothing from batching: group by group, naming the one that failed."""
     columns = []
     for k, group in enumerate(groups):
         try:

@@ -1,11 +1,11 @@
-"""Weight-free faithfulness: does the super-resolved image, brought back to LR size, match the LR image?
+"""Weight-free faithfulness: does the super-resolved image, downscaled to LR size, match the LR image?
 
     D(SR) = clip( antialiased bicubic (a = -1/2) of SR to LR size, 0, 1 )      not re-quantised to 8 bits
     MSE   = mean over 3 channels and all LR pixels of ( D(SR) - LR )^2         pixels in [0, 1]
     score = min( cap_db, -10 log10 MSE )                                       PSNR in dB
 
-Measures what the LR image can tell and nothing else: blur beyond the LR's Nyquist limit is free, and where the LR
-carries noise or compression, a score near the cap means that they were kept. Use it beside a quality reward.
+Measures only what the LR image shows: blur beyond the LR's Nyquist limit costs nothing, and where the LR image has
+noise or compression artefacts, a score near the cap means that they were kept. Combine it with a quality reward.
 Left out: the true degradation of a real photograph, which is unknown.
 """
 
@@ -53,5 +53,5 @@ class LrConsistency:
         return checked_scores(self.name, -10 * np.log10(np.maximum(mse, floor)), len(images))
 
     def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
-        """The scores of each group, one after the other."""
+        """The scores of each group, one by one."""
         return score_each(self.score, groups)

@@ -7,7 +7,7 @@
     def score(images, lr, hr, scale):         # uint8 [G, 3, H, W], [3, h, w], [3, H, W] or None, int
         return -np.abs(np.diff(images.astype(float), axis=-1)).mean(axis=(1, 2, 3))     # [G], higher is better
 
-Arrays are read-only (`torch.from_numpy` warns about that; use `torch.tensor`).
+Arrays are read-only (`torch.from_numpy` warns about this; use `torch.tensor`).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from rl.types import F64, U8
 
 
 class PythonFileReward:
-    """The `score()` of a user's file, its result checked for shape and finiteness.
+    """The `score()` of a user's file, with its result checked for shape and finiteness.
 
     Args:
         section: `file` is read.
@@ -49,5 +49,5 @@ class PythonFileReward:
             return checked_scores(self.name, raw, len(images))
 
     def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
-        """The scores of each group, one after the other."""
+        """The scores of each group, one by one."""
         return score_each(self.score, groups)

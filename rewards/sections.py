@@ -1,7 +1,7 @@
-"""The reward sections of isrl: the keys that each type reads, and what can be refused before a process starts.
+"""isrl's own reward sections: the keys that each type reads, and what can be refused before a process starts.
 
-A reward is one section here and the class that `builder` names. Imports no torch. Left out: whether a GPU is there,
-which shows when the reward is built.
+A reward is one section here and the class that `builder` names. Imports no torch. Left out: whether there is a GPU,
+which only building the reward shows.
 """
 
 import ast
@@ -23,11 +23,11 @@ SCORE_ARGUMENTS = ("images", "lr", "hr", "scale")
 class PyiqaSection(DeviceSection, RewardSection):
     """A pyiqa metric; its sign is flipped where lower is better.
 
-    `psnr_y` and `ssim_y` are what papers on super-resolution report: Y of BT.601's YCbCr in its studio range,
+    `psnr_y` and `ssim_y` are what super-resolution papers report, on Y of BT.601 YCbCr in studio range,
 
         Y = (16 + 65.481 R + 128.553 G + 24.966 B) / 255,    R, G, B in [0, 1].
 
-    pyiqa's own `psnry` and `ssim` keep their meaning and take the full-range luma of YIQ instead. That is 1.32 dB less,
+    pyiqa's own `psnry` and `ssim` keep their meaning and use YIQ's full-range luma instead. That gives 1.32 dB less,
     20 log10(255 / 219), and 0.015 to 0.048 less SSIM on OSEDiff's published DRealSR images.
     """
 
@@ -37,7 +37,7 @@ class PyiqaSection(DeviceSection, RewardSection):
     metric: str | None = None
     """The metric's name; the default is `name`."""
     options: dict[str, float | int | str | bool] = {}
-    """Arguments of pyiqa's metric, over its defaults; `pretrained_model_path` names a local file with its weights."""
+    """Arguments for pyiqa's metric, overriding its defaults; `pretrained_model_path` names a local weights file."""
 
     @property
     def label(self) -> str:
@@ -82,7 +82,7 @@ class PyiqaSection(DeviceSection, RewardSection):
 
 
 class LrConsistencySection(DeviceSection, RewardSection):
-    """PSNR in dB between the candidate, brought back to LR size, and the LR image (`rewards/lr_consistency.py`)."""
+    """PSNR in dB between the candidate, downscaled to LR size, and the LR image (`rewards/lr_consistency.py`)."""
 
     builder = "rewards.lr_consistency:LrConsistency"
 

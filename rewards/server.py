@@ -1,6 +1,6 @@
 """One reward behind one method: tasks and groups in, reward columns out. A plain class; `actors/` wraps it.
 
-Left out: retries, deadlines and dropping of groups (the controller's), transport, and replicas.
+Left out: retries, deadlines and dropping groups (done by the controller), transport, and replicas.
 """
 
 import time
@@ -13,7 +13,7 @@ from rl.types import RewardColumn, RolloutGroup, SRTask
 
 
 class RewardServer:
-    """Scores groups with one reward, up to `config.batch_groups` groups of equal size per call of it.
+    """Scores groups with one reward, up to `config.batch_groups` groups of equal size per call.
 
     Args:
         config: the reward to build.
@@ -59,7 +59,7 @@ class RewardServer:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Set torch's intra-op threads of this process; None leaves them, and torch, alone."""
+    """Set this process's intra-op threads in torch; None leaves them alone and does not import torch."""
     if threads is not None:
         import torch
 

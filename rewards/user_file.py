@@ -1,6 +1,6 @@
-"""A user's own Python file: its syntax checked before the run, imported by the server.
+"""A user's own Python file: checked for syntax before the run, imported by the server.
 
-The file runs with the rights of the run. Left out: options (write constants into the file), and imports of neighbouring
+The file runs with the run's permissions. Left out: options (write constants into the file), and imports of neighbouring
 files, which need PYTHONPATH.
 """
 
@@ -16,12 +16,12 @@ from rl.types import U8
 
 
 def signature(function: str, arguments: Sequence[str]) -> str:
-    """How a user's file has to define `function`."""
+    """How a user's file must define `function`."""
     return f"def {function}({', '.join(arguments)})"
 
 
 def check_user_file(path: Path, function: str, arguments: Sequence[str]) -> ast.Module:
-    """The syntax tree of a user's file, which is not run.
+    """The syntax tree of a user's file, without running it.
 
     Raises:
         ValueError: it is missing, is not Python, or has no top-level `function` that takes `arguments`.
@@ -44,10 +44,10 @@ def check_user_file(path: Path, function: str, arguments: Sequence[str]) -> ast.
 
 
 def user_module(file: str, function: str, arguments: Sequence[str], name: str, error: type[ServerError]) -> Any:
-    """The imported module of a user's file, which has a callable `function`.
+    """A user's file as an imported module with a callable `function`.
 
     Raises:
-        error: under `name`: the file is missing, fails on import, or has no such function.
+        error: with `name`: the file is missing, fails on import, or has no such function.
     """
     path = Path(file).expanduser().resolve()
     if not path.is_file():
@@ -66,7 +66,7 @@ def user_module(file: str, function: str, arguments: Sequence[str], name: str, e
 
 
 def read_only(array: U8) -> U8:
-    """A view that a user's file cannot write through."""
+    """A view through which a user's file cannot write."""
     view = array.view()
     view.flags.writeable = False
     return view

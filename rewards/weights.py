@@ -1,8 +1,8 @@
 """Before a run: are the rewards' weights on this machine, and if not, can they be downloaded? Torch-free.
 
-A server downloads what is missing when it is built. Where that cannot work, the run is refused before any process
-starts, after requests that together take at most `PROBE_S` seconds. Left out: other machines of a cluster, and servers
-with a `runtime_env`, whose folders and network this machine does not know.
+A server downloads missing weights when it is built. If that cannot work, the run is refused before any process starts,
+after requests that together take at most `PROBE_S` seconds. Left out: other machines of a cluster, and servers with a
+`runtime_env`: this machine does not know their folders and network.
 """
 
 import threading
@@ -19,11 +19,11 @@ PROBE_S = 3.0
 
 
 def check_weights(sections: Sequence[RewardSection], *, probe_s: float = PROBE_S) -> None:
-    """Refuses rewards whose weights are not on this machine and cannot be downloaded to it.
+    """Refuses rewards with weights that are not on this machine and cannot be downloaded to it.
 
     Raises:
         MissingInput: names each reward and file, where it was looked for, its URL, and what to do.
-        ValueError: a section names something that does not exist, in the words of `check_reward`.
+        ValueError: a section names something that does not exist; the message is that of `check_reward`.
     """
     missing = {section.label: _missing(section) for section in sections}
     failures = unreachable((file.url for files in missing.values() for file in files), probe_s)
@@ -46,17 +46,17 @@ def missing_text(files: Sequence[WeightFile]) -> str:
 
 
 def unreachable(urls: Iterable[str], probe_s: float) -> Mapping[str, str]:
-    """URL -> why its host does not answer, for those of which none does within `probe_s` seconds.
+    """URL -> why its host does not answer, for hosts that do not within `probe_s` seconds.
 
-    Hosts are asked at the same time, by a HEAD request that heeds the proxies of the environment. Any answer counts as
-    reached, a refusal too: what the host says to the real request is for the server to report.
+    All hosts are asked at once, by a HEAD request through the environment's proxies. Any answer counts as reached, even
+    a refusal: the host's answer to the real request is for the server to report.
     """
     by_host: dict[str, list[str]] = {}
     for url in urls:
         by_host.setdefault(urlparse(url).netloc, []).append(url)
     reasons = {host: f"no answer from {host} within {probe_s:g} s" if host else "no such file" for host in by_host}
     asked = [
-        # a name server that does not answer heeds no timeout: such a thread is left behind
+        # no timeout applies to a name server that does not answer: such a thread is left behind
         threading.Thread(target=_ask, args=(same[0], host, probe_s, reasons), daemon=True)
         for host, same in by_host.items()
         if host
@@ -82,7 +82,7 @@ def _ask(url: str, host: str, probe_s: float, reasons: dict[str, str]) -> None:
 
 
 def _missing(section: RewardSection) -> list[WeightFile]:
-    """What the server of `section` would have to download; empty where that is not known."""
+    """What the server of `section` would have to download; empty if unknown."""
     try:
         files = None if section.runtime_env is not None else section.weights()
     except ValueError as error:

@@ -1,16 +1,16 @@
 """From the scores of a batch of groups to one advantage per member, and to DiffusionNFT's reward weight r.
 
-Four aggregations, pure float64 numpy. The first two work over the whole batch (every group of every rank), the others
-on each group alone:
+Four aggregations, pure float64 numpy. The first two use the whole batch (every group of every rank), the others each
+group alone:
 
-    decoupled        LucidNFT (arXiv 2603.05947); the formula is that of NVIDIA's GDPO (arXiv 2601.05242)
+    decoupled        LucidNFT (arXiv 2603.05947); the formula is NVIDIA's GDPO (arXiv 2601.05242)
     scalarised       DiffusionNFT (arXiv 2509.16117), as in its code; Flow-GRPO's global std is the same
     ... by_group     DanceGRPO (arXiv 2505.07818)
     attribute_aware  GDPO-SR (arXiv 2603.16769), its Attribute-aware Reward Function
 
-`S = R / scale` is the score in the reward's natural unit; every formula, `std_floor` and `eps` are in that unit, so
-that rescaling a metric together with its `scale` changes nothing. Left out: clipping (it is part of the reward weight)
-and running statistics over past batches.
+`S = R / scale` is the score in the reward's natural unit. Every formula, `std_floor` and `eps` use that unit, so
+rescaling a metric together with its `scale` changes nothing. Left out: clipping (part of the reward weight) and running
+statistics over past batches.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Flags = NDArray[np.bool_]
 
 
 class Weighed(Protocol):
-    """What an aggregation reads of a reward's section, or of a stored score's."""
+    """What an aggregation reads from the section of a reward or a stored score."""
 
     @property
     def name(self) -> str: ...
@@ -46,15 +46,15 @@ class AdvantageBatch:
     advantages: F64
     """`[N, G]`, unclipped."""
     per_reward: F64
-    """`[N, G, R]` each reward's term before weights and fusion: its group z-score (decoupled), its centred score
+    """`[N, G, R]`, each reward's term before weights and fusion: its group z-score (decoupled), its centred score
     (scalarised), or its min-max score in 0..1 (attribute_aware)."""
     zero_variance: Flags
-    """`[N, R]` True where the reward's standard deviation in the group is under the floor. `decoupled` and
-    `attribute_aware` give such a reward no say in that group; `scalarised` only reports it."""
+    """`[N, R]`, True where the reward's standard deviation in the group is below the floor. `decoupled` and
+    `attribute_aware` ignore such a reward in that group; `scalarised` only reports it."""
 
 
 ROUNDING = 1e-12
-"""Spread of rewards R in 0..1 under which their differences are rounding errors."""
+"""Spread of rewards R in 0..1 below which differences are rounding errors."""
 
 
 def decoupled(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor: float, eps: float) -> AdvantageBatch:
@@ -66,14 +66,14 @@ def decoupled(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor:
         A    = sum_k w_k A_k
         Ahat = (A - mean_batch A) / (std_batch A + eps)
 
-    Standard deviations are unbiased. The floor is compared with the bare standard deviation, before eps is added; a
-    reward that is exactly constant in a group is always under the floor, even a floor of 0. Groups that are under the
-    floor in every reward stay in the batch statistics: their zeros shrink std_batch.
+    Standard deviations are unbiased. The floor is compared with the standard deviation before eps is added; a reward
+    that is exactly constant in a group is always below the floor, even a floor of 0. Groups below the floor in every
+    reward stay in the batch statistics: their zeros shrink std_batch.
     """
     scaled = _scaled(scores, weights, scales)
     spread = scaled.std(axis=1, ddof=1)
     flat = _under_floor(scaled, spread, std_floor)
-    # np.where evaluates both branches: without the safe divisor a flat group divides by zero when eps is 0
+    # np.where evaluates both branches: without the safe divisor, a flat group would divide by zero when eps is 0
     divisor = np.where(flat, 1.0, spread + eps)[:, None, :]
     z = np.where(flat[:, None, :], 0.0, (scaled - scaled.mean(axis=1, keepdims=True)) / divisor)
     fused = z @ weights
@@ -86,8 +86,8 @@ def scalarised(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor
         S    = sum_k w_k S_k
         Ahat = (S - mean_group S) / (std_batch S + eps)
 
-    As in DiffusionNFT's code, std_batch is the biased one of the sums before they are centred: it holds the difference
-    between easy and hard LR images too. `std_floor` only fills `zero_variance`.
+    As in DiffusionNFT's code, std_batch is the biased standard deviation of the sums before centring, so it includes
+    the spread between easy and hard LR images. `std_floor` only affects `zero_variance`.
     """
     scaled = _scaled(scores, weights, scales)
     centred = scaled - scaled.mean(axis=1, keepdims=True)
@@ -100,12 +100,12 @@ def scalarised(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor
 def scalarised_by_group(
     scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor: float, eps: float
 ) -> AdvantageBatch:
-    """Weighted sum of the rewards, standardised in the group: GRPO's advantage of a scalar reward (DanceGRPO).
+    """Weighted sum of the rewards, standardised in the group: GRPO's advantage for a scalar reward (DanceGRPO).
 
         S    = sum_k w_k S_k
         Ahat = (S - mean_group S) / (std_group S + eps)         0 for the whole group where all S are equal
 
-    std_group is unbiased, as torch's. `std_floor` only fills `zero_variance`.
+    std_group is unbiased, as in torch. `std_floor` only affects `zero_variance`.
     """
     scaled = _scaled(scores, weights, scales)
     fused = scaled @ weights
@@ -125,23 +125,23 @@ def attribute_aware(
     std_floor: float,
     eps: float,
 ) -> AdvantageBatch:
-    """GDPO-SR's ARF, equations 7 and 8: smooth images listen to fidelity rewards, detailed ones to perceptual rewards.
+    """GDPO-SR's ARF, equations 7 and 8: fidelity rewards count on smooth images, perceptual ones on detailed images.
 
     scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 -
-    rho_d (`rl.data.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: the paper has
-    PSNR on Y), False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
+    rho_d (`rl.data.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: PSNR on Y in
+    the paper), False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
 
         s~_k = (S_k - min_group S_k) / (max_group S_k - min_group S_k)     0 for the whole group under the floor
         R    = rho_s mean_FR(s~) + rho_d mean_NR(s~)                       means weighted with w_k inside each set
         A    = (R - mean_group R) / (std_group R + eps)                    0 for the whole group where all R are equal
 
     Standard deviations are unbiased; eps is in the unit of R. The published code has eps 1e-8, equal weights and no
-    floor: a reward that is constant in a group is 0/0 there and makes the group NaN. Under the floor a reward has no
-    say here, because min-max stretches any spread to 0..1 and would let noise speak as loud as a clear difference.
+    floor: there a reward that is constant in a group is 0/0 and makes the group NaN. Here a reward below the floor is
+    ignored, because min-max stretches any spread to 0..1 and would give noise the weight of a clear difference.
 
-    The comparisons of the paper's table 6 are values of rho_d: 0 (FR only), 1 (NR only), 0.5 (without adaptive
-    weighting). ValueError as in the other aggregations; where rho_d or fidelity does not fit; and where a set that
-    some image listens to has no weight, since its mean is undefined.
+    The comparisons in the paper's table 6 correspond to rho_d 0 (FR only), 1 (NR only) and 0.5 (no adaptive weighting).
+    ValueError as in the other aggregations; if rho_d or fidelity does not fit; and if a set that some image uses has no
+    weight, because its mean is undefined.
     """
     scaled = _scaled(scores, weights, scales)
     rho_d, fidelity = np.asarray(rho_d, dtype=np.float64), np.asarray(fidelity, dtype=np.bool_)
@@ -152,7 +152,7 @@ def attribute_aware(
     fused = _weighted_mean(minmax, 1.0 - rho_d, np.where(fidelity, weights, 0.0), "fidelity")
     fused += _weighted_mean(minmax, rho_d, np.where(fidelity, 0.0, weights), "perceptual")
     spread = fused.std(axis=1, ddof=1, keepdims=True)
-    # two rewards that contradict each other can cancel to all but a rounding error, which would be standardised to 1
+    # two opposing rewards can cancel down to a rounding error, which standardisation would blow up to 1
     tied = np.ptp(fused, axis=1, keepdims=True) < ROUNDING
     centred = fused - fused.mean(axis=1, keepdims=True)
     return AdvantageBatch(np.where(tied, 0.0, centred / np.where(tied, 1.0, spread + eps)), minmax, flat)
@@ -169,7 +169,7 @@ def fidelity_flags(rewards: Sequence[Weighed]) -> Flags:
 
 
 def detail_shares(tasks: Sequence[SRTask], fixed: float | None) -> F64:
-    """rho_d `[N]`: `fixed`, or that of each task's HR image."""
+    """rho_d `[N]`: `fixed`, or measured on each task's HR image."""
     return np.array([_detail_share(task) if fixed is None else fixed for task in tasks])
 
 
@@ -219,7 +219,7 @@ def _check_attributes(scaled: F64, rho_d: F64, fidelity: Flags) -> None:
 
 
 def _weighted_mean(minmax: F64, share: F64, weights: F64, kind: str) -> F64:
-    """`[N, G]` share times the weighted mean over the rewards; a set that no image listens to may be empty."""
+    """`[N, G]`, share times the weighted mean over the rewards; a set that no image uses may be empty."""
     total = float(weights.sum())
     listening = int((share > 0.0).sum())
     if not listening:
@@ -234,7 +234,7 @@ def _weighted_mean(minmax: F64, share: F64, weights: F64, kind: str) -> F64:
 
 
 def _under_floor(scaled: F64, spread: F64, std_floor: float) -> Flags:
-    # the std of n equal floats is not always 0, because their mean rounds: ask for equality as well
+    # the std of n equal floats is not always 0, because their mean rounds: check for equality as well
     flat: Flags = (spread < std_floor) | (np.ptp(scaled, axis=1) == 0.0)
     return flat
 

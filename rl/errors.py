@@ -1,13 +1,13 @@
-"""What the command line tells apart: a mistake in the input (exit 2), a run that failed (exit 1), and everything else,
-which is a mistake in the program and keeps its traceback."""
+"""The errors that the command line distinguishes: bad input (exit 2), a failed run (exit 1), and everything else, which
+is a bug and keeps its traceback."""
 
 
 class InputError(ValueError):
-    """A user's input cannot be used; the message says what was expected, what came, and what to do."""
+    """A user's input cannot be used; the message says what was expected, what was given, and what to do."""
 
 
 class MissingInput(InputError, FileNotFoundError):
-    """A file or folder that a user named is not there."""
+    """A file or folder that a user named does not exist."""
 
 
 class RunFailed(RuntimeError):

@@ -1,7 +1,7 @@
 """The trained adapter as other tools load it: diffusers' `pytorch_lora_weights.safetensors` and a model card.
 
-The file is `rl.policies.lora_export`'s, its header's `isrl` part says base, run, step, reward summary, the rank and
-alpha of training, and how to restore with it. Torch-free: the driver writes it.
+`rl.policies.lora_export` writes the file. The `isrl` part of its header holds base, run, step, reward summary, the
+training rank and alpha, and the settings for restoring. Torch-free: the driver writes it.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ Record = Mapping[str, object]
 
 
 def append(path: Path, records: Iterable[Record]) -> None:
-    """Append one line per record; numbers must be finite, as strict JSON has no NaN."""
+    """Append one line per record; numbers must be finite because strict JSON has no NaN."""
     lines = "".join(json.dumps(record, allow_nan=False, separators=(", ", ": ")) + "\n" for record in records)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """The table of metric keys `<source>/<quantity>`, and the typed record of one step.
 
-A key is an enum member, so it is typed once; keys of a reward hold `<name>` and are filled in by `of(name)`. A record
-refuses keys that are not in the table and values that are not finite, so a typo or a NaN cannot be logged.
+A key is an enum member, so its spelling exists once; per-reward keys contain `<name>`, filled in by `of(name)`. A
+record refuses keys outside the table and non-finite values, so a typo or a NaN cannot be logged.
 """
 
 import difflib
@@ -106,18 +106,18 @@ class Key(StrEnum):
 
 @dataclass(frozen=True)
 class Located:
-    """A concrete key taken apart."""
+    """A concrete key, parsed."""
 
     key: Key
     name: str | None
-    """The reward, where the key is of one."""
+    """The reward, for a per-reward key."""
 
 
 _PATTERNS = [(re.compile(re.escape(key.value).replace(re.escape(_NAME), "([^/]+)")), key) for key in Key]
 
 
 def describe(key: str) -> Located:
-    """The table's entry (`.key.unit`, `.key.meaning`) of a concrete key; KeyError with the nearest keys otherwise."""
+    """The table's entry (`.key.unit`, `.key.meaning`) for a concrete key; KeyError with the nearest keys otherwise."""
     for pattern, entry in _PATTERNS:
         match = pattern.fullmatch(key)
         if match and _NAME not in key:
@@ -128,11 +128,11 @@ def describe(key: str) -> Located:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What one step reports; a step may report in several records with different keys."""
+    """What one step reports; a step may write several records with different keys."""
 
     step: int
     wall_s: float
-    """Seconds since the process began the run."""
+    """Seconds since this process started the run."""
     values: Mapping[str, Value]
 
     def __post_init__(self) -> None:
@@ -164,8 +164,8 @@ class Metrics:
 def read_metrics(path: Path) -> tuple[Metrics, ...]:
     """One record per step in step order.
 
-    Records of the same step are merged. A run that resumes from a checkpoint goes back in steps: what the lost
-    process had logged beyond that point is superseded.
+    Records of the same step are merged. A run that resumes from a checkpoint goes back in steps; its records replace
+    what the lost process had logged beyond that point.
     """
     merged: list[Metrics] = []
     for record in map(Metrics.from_json, jsonl.read(path)):
@@ -208,7 +208,7 @@ def _listed(value: Value) -> list[float]:
 
 
 def _plain(value: Value) -> Value:
-    # numpy scalars pass isinstance(float) but not strict JSON
+    # numpy scalars pass isinstance(float) but are not strict JSON
     return [float(number) for number in value] if isinstance(value, list) else float(value)
 
 

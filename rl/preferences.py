@@ -1,5 +1,5 @@
-"""Pairs of a group from its advantages, for objectives that train on pairs. Pure numpy, outside of any loss, so that
-live groups and mined pools feed the same objective."""
+"""Preference pairs chosen by a group's advantages, for objectives that train on pairs. Pure numpy, outside any loss, so
+that live groups and mined pools feed the same objective."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from rl.types import F64, PreferencePairs, RolloutGroup, SRTask, TrainGroup, Tra
 
 
 def best_and_worst(task: SRTask, group: RolloutGroup, advantages: F64) -> PreferencePairs:
-    """One pair: the members with the largest and the smallest advantage `[G]`, the first of equals; weight 1."""
+    """One pair: the members with the largest and the smallest advantage `[G]`, the first among ties; weight 1."""
     return PreferencePairs(task, group, np.array([advantages.argmax()]), np.array([advantages.argmin()]), np.ones(1))
 
 
 def train_item(task: SRTask, group: RolloutGroup, advantages: F64, *, pairs: bool) -> TrainItem:
-    """What the learner trains of a live group: the members with their advantages, or a pair of them."""
+    """What the learner trains on from a live group: its members with their advantages, or a pair of them."""
     advantages = np.asarray(advantages, dtype=np.float64)
     return best_and_worst(task, group, advantages) if pairs else TrainGroup(task, group, advantages)

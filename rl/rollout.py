@@ -1,4 +1,4 @@
-"""Samples groups with the behaviour adapter, and only with one whose digest it has echoed."""
+"""Samples groups with the behaviour adapter, and only after echoing its digest."""
 
 import time
 
@@ -14,11 +14,11 @@ from rl.policies.lora import OLD, Adapters, SnapshotRefused, install_snapshot, i
 from rl.types import Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, TrajectoryRecord
 
 PROBE_SIDE = 4
-"""Latent cells a side of the images that canaries look at."""
+"""Side, in latent cells, of the canary images."""
 
 
 class CanaryError(RuntimeError):
-    """What should change an output does not."""
+    """Something that should change the output does not."""
 
 
 class RolloutWorker:
@@ -67,8 +67,8 @@ class RolloutWorker:
         return sum(parameter.numel() for parameter in self._adapter.values())
 
     def install(self, snapshot: LoraSnapshot, *, probe: bool = False) -> Echo:
-        """Load a snapshot, recompute the digest from what is loaded, and echo both; a mismatch is refused by name
-        and leaves the worker without an adapter.
+        """Load a snapshot, recompute the digest from the loaded tensors, and echo version and digest. A mismatch raises
+        SnapshotRefused and leaves the worker without an adapter.
 
         `probe`: measure the adapter's effect on one prediction.
         """
@@ -99,10 +99,10 @@ class RolloutWorker:
     def rollout(
         self, task: SRTask, seeds: tuple[int, ...], *, training: bool = True
     ) -> tuple[RolloutReceipt, RolloutGroup]:
-        """Sample one candidate per seed: make the condition once, denoise as one batch (or micro-batches), decode.
+        """Sample one candidate per seed: make the condition once, denoise in one batch (or micro-batches), decode.
 
-        `training`: with the run's sampler and, where the objective says so, with the reference or a recorded
-        trajectory. Else with the evaluation's sampler and the installed adapter.
+        `training`: use the run's sampler and, where the objective requires it, the reference or a recorded trajectory.
+        Otherwise use the evaluation's sampler and the installed adapter.
         """
         if self._installed is None:
             raise SnapshotRefused("this worker holds no verified adapter; push one before sampling")

@@ -1,10 +1,10 @@
-"""Seeds that depend on what a thing is, never on which process makes it or when."""
+"""Seeds that depend only on what they are for, never on which process draws them or when."""
 
 import hashlib
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from the parts, equal on every machine: blake2b of their text."""
+    """A 63-bit seed from the parts, the same on every machine: blake2b of their text."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

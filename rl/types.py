@@ -1,9 +1,9 @@
-"""The carriers: one frozen type per hop between processes.
+"""The data carriers: one frozen type per hop between processes.
 
     SRTask -> RolloutGroup -> RewardTable -> TrainGroup -> LoraSnapshot -> Echo
 
-Arrays are numpy, so that Ray maps them read-only and without a copy on one machine, and so that the driver needs no
-torch. Letters: G members of a group, R rewards, C latent channels, H W pixels of the output, h w of the latent grid.
+Arrays are numpy, so that Ray maps them read-only and without a copy on one machine, and the driver needs no torch.
+Letters: G members of a group, R rewards, C latent channels, H W output size in pixels, h w size of the latent grid.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class SRTask:
     """One LR image of the run's stream."""
 
     ordinal: int
-    """Position in the stream, counted from 0; issued again only where a resumed run has not trained on it yet."""
+    """Position in the stream, from 0; reissued only if a resumed run has not trained on it yet."""
     lr_id: str
     lr: U8
     """`[3, H/scale, W/scale]` RGB."""
@@ -38,13 +38,13 @@ class SRTask:
     prompt: str = ""
     """What the text encoder sees; empty where the policy has one cached embedding."""
     enlargement: Enlargement = "bicubic"
-    """How a policy brings the LR image to the size of the output before it encodes it."""
+    """How a policy enlarges the LR image to the output size before encoding it."""
 
 
 # controller -> tagger server
 @dataclass(frozen=True, eq=False)
 class TagRequest:
-    """One image whose tags become the prompt of its task."""
+    """One image to tag; its tags become the prompt of its task."""
 
     ordinal: int
     image: U8
@@ -60,32 +60,32 @@ class ImageTags:
     text: str
     """Never empty."""
     digest: str
-    """`image_digest` of the image that was tagged, by which the controller knows that the text is that image's."""
+    """`image_digest` of the tagged image, with which the controller checks that the text belongs to it."""
     seconds: float
 
 
 # part of a RolloutGroup, for objectives that need a likelihood
 @dataclass(frozen=True, eq=False)
 class TrajectoryRecord:
-    """The K trained stochastic steps of a group, float32 as computed: rounded they would have another likelihood."""
+    """The K trained stochastic steps of a group, float32 as computed: rounding would change their likelihood."""
 
     steps: tuple[int, ...]
     """Indices of the trained steps in the sampler's grid; step k leads from state k to state k + 1."""
     grid: tuple[int, ...]
-    """Indices of the S states that these steps begin or end at: K + 1 where the steps are in a row."""
+    """Indices of the S states at which these steps begin or end: K + 1 if the steps are consecutive."""
     states: F32
     """`[S, G, C, h, w]`"""
     logp: F64
-    """`[K, G]` of each step under the behaviour, mean over C, h, w."""
+    """`[K, G]`, each step's log-probability under the behaviour policy, mean over C, h, w."""
     mean: F32 | None
-    """`[K, G, C, h, w]` of the behaviour's Gaussian, for GRPO-Guard."""
+    """`[K, G, C, h, w]`, means of the behaviour policy's Gaussians, for GRPO-Guard."""
 
     def before(self, slot: int) -> F32:
         """`[G, C, h, w]` at the start of the trained step `slot`."""
         return self._state(self.steps[slot])
 
     def after(self, slot: int) -> F32:
-        """`[G, C, h, w]` at its end, the action that was taken."""
+        """`[G, C, h, w]` at its end: the action taken."""
         return self._state(self.steps[slot] + 1)
 
     def _state(self, k: int) -> F32:
@@ -102,7 +102,7 @@ class RolloutGroup:
     lr_id: str
     policy_version: int
     digest: str
-    """Digest of the adapter that the worker echoed before it sampled."""
+    """Digest of the adapter, echoed by the worker before it sampled."""
     member_seeds: tuple[int, ...]
     latents: F32
     """`[G, C, h, w]` clean latents x0 in the policy's normalised space."""
@@ -111,10 +111,10 @@ class RolloutGroup:
     trajectory: TrajectoryRecord | None = None
 
 
-# rollout worker -> controller, beside the group's reference
+# rollout worker -> controller, with the group's reference
 @dataclass(frozen=True)
 class RolloutReceipt:
-    """What the controller must know of a group without fetching its pixels."""
+    """What the controller needs to know about a group without fetching its pixels."""
 
     ordinal: int
     policy_version: int
@@ -131,13 +131,13 @@ class RewardColumn:
     ordinal: int
     name: str
     scores: F64
-    """`[G]` finite, higher is better, in the metric's own unit (sign flipped where the metric is lower-better)."""
+    """`[G]` finite, higher is better, in the metric's own unit (sign flipped where lower is better)."""
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class RewardTable:
-    """All scores of one group. A failed score is an exception on the way here, never a number."""
+    """All scores of one group. A failed score is an exception before it gets here, never a number."""
 
     ordinal: int
     names: tuple[str, ...]
@@ -156,7 +156,7 @@ class RewardTable:
 # controller -> learner rank
 @dataclass(frozen=True, eq=False)
 class TrainGroup:
-    """One group with its weights, as one learner rank trains it."""
+    """One group with its advantages, as one learner rank trains on it."""
 
     task: SRTask
     group: RolloutGroup
@@ -172,11 +172,11 @@ class PreferencePairs:
     task: SRTask
     group: RolloutGroup
     winners: I64
-    """`[P]` members that are preferred."""
+    """`[P]` preferred members."""
     losers: I64
-    """`[P]` members that they are preferred to."""
+    """`[P]` members that the winners are preferred to."""
     weights: F64
-    """`[P]` at least 0; the loss is the weighted mean over the pairs."""
+    """`[P]`, at least 0; the loss is the weighted mean over the pairs."""
 
     def __post_init__(self) -> None:
         shapes = {self.winners.shape, self.losers.shape, self.weights.shape}
@@ -190,7 +190,7 @@ class PreferencePairs:
 
 
 TrainItem = TrainGroup | PreferencePairs
-"""What one learner rank trains a batch of."""
+"""An element of a learner rank's batch."""
 
 
 # learner -> rollout workers
@@ -208,17 +208,17 @@ class LoraSnapshot:
 # rollout worker -> controller
 @dataclass(frozen=True)
 class Echo:
-    """Proof that a worker holds a snapshot: recomputed from the tensors that it will sample with."""
+    """Proof that a worker holds a snapshot: the digest is recomputed from the tensors that it will sample with."""
 
     version: int
     digest: str
     load_s: float
     verify_s: float
-    """Digest of what is loaded."""
+    """Time to digest what was loaded."""
     modules: int
     """Layers that the adapter is bound to."""
     effect: float | None
-    """Mean absolute difference of one prediction with and without the adapter; None where it was not asked for."""
+    """Mean absolute difference of one prediction with and without the adapter; None if not requested."""
 
 
 def image_digest(image: U8) -> str:

@@ -1,6 +1,6 @@
-"""The verbs of `isrl`, one file each: its options, and what belongs to that verb alone.
+"""The verbs of `isrl`, one file each: its options, and the code of that verb alone.
 
-Heavy packages are imported inside the functions, so that `--help` and refusals answer at once.
+Heavy packages are imported inside the functions, so that `--help` and refusals are instant.
 """
 
 from pathlib import Path

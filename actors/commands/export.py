@@ -1,4 +1,4 @@
-"""`isrl export`: a trained adapter in the names of another tool."""
+"""`isrl export`: a trained adapter under the names of another tool."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,10 +12,10 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="The file to write, ending in .safetensors.")],
     form: Annotated[
-        Literal["diffusers", "kohya", "comfyui"], typer.Option("--format", help="Whose names the layers get.")
+        Literal["diffusers", "kohya", "comfyui"], typer.Option("--format", help="The tool to name the layers for.")
     ] = "diffusers",
 ) -> None:
-    """Write a trained adapter for diffusers, kohya's scripts or ComfyUI. The strength is folded into the weights: load
+    """Write a trained adapter for diffusers, kohya's scripts or ComfyUI. Its strength is folded into the weights: load
     the file at strength 1."""
     from rl.policies.lora_export import export_as
 

@@ -1,6 +1,6 @@
 """`isrl plan`: what a recipe would start, the numbers that follow from it, and what is missing here.
 
-No torch, no process. What a policy, a sampler or an objective needs is asked of its section, never of its name.
+No torch, no processes. The needs of a policy, sampler or objective are read from its section, never from its name.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from rl.errors import MissingInput
 Row = tuple[str, str]
 Rows = dict[str, list[Row]]
 SHOWN = 3
-"""Inputs of one key that are listed by name."""
+"""How many inputs of one key are listed by name."""
 
 
 def plan(recipe: Recipe, overrides: Overrides = None) -> None:
@@ -36,7 +36,7 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 def plan_text(recipe: Section) -> str:
-    """Titles with their rows of label and text in two columns; the inputs, with MISSING, stand last."""
+    """Titles with their rows of label and text in two columns; the inputs, with MISSING, come last."""
     planned = next(rows for kind, rows in PLANS.items() if isinstance(recipe, kind))
     sections: Rows = {**planned(recipe), "inputs": _inputs(recipe)}
     width = max(len(label) for rows in sections.values() for label, _ in rows)
@@ -48,7 +48,7 @@ def plan_text(recipe: Section) -> str:
 
 
 def _inputs(recipe: Section) -> list[Row]:
-    """What is here in one row a key, what is not in rows of its own."""
+    """One row per key for inputs that exist, one row each for missing ones."""
     found: dict[str, list[str]] = {}
     missing = []
     for key, path in inputs(recipe):
@@ -116,7 +116,7 @@ def _step(config: RunConfig) -> list[Row]:
 
 
 def _sampling(sampler: SamplerSection, members: int) -> str:
-    """In the words of the sampler's own declaration."""
+    """A description built from what the sampler's section declares."""
     levels = sampler.member_levels(members)
     parts = ["one step each" if sampler.steps_taken == 1 else f"{sampler.steps_taken} {sampler.solver} steps each"]
     if sampler.trained_steps:
@@ -129,7 +129,7 @@ def _sampling(sampler: SamplerSection, members: int) -> str:
 
 
 def _training(config: TrainingSection) -> str:
-    """Micro-batches of a group: its slots (timesteps, trained steps or noise draws) times the parts of its members."""
+    """Micro-batches per group: its slots (timesteps, trained steps or noise draws) times the parts of its members."""
     objective, parts = config.objective, config.parts_per_group
     what = "pair(s)" if objective.pairs else "member(s)"
     return (
@@ -160,7 +160,7 @@ def _weights(policy: PolicySection) -> str:
         folder = policy.folder()
     except MissingInput as error:
         return f"MISSING here: {error}"
-    # a file that the policy's own check misses stands among the inputs; what the files contradict is refused
+    # a file that the policy's own check finds missing is listed under inputs; contradicting files are refused
     with suppress(MissingInput):
         policy.check()
     return f"found in {folder}"

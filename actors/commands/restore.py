@@ -1,4 +1,4 @@
-"""`isrl restore`: a policy, maybe a trained adapter, and a user's images."""
+"""`isrl restore`: super-resolves a user's images with a policy and, optionally, a trained adapter."""
 
 import json
 import sys
@@ -91,7 +91,7 @@ def restore(  # noqa: PLR0913 - one parameter per option
 
 @dataclass(frozen=True)
 class _Work:
-    """Everything that the images of one command share."""
+    """Everything shared by the images of one command."""
 
     settings: Settings
     lora: Path | None
@@ -101,7 +101,7 @@ class _Work:
     compare: bool
 
     def run(self, files: list[Path], outputs: list[Path], prompts: Mapping[str, str]) -> Iterator[Path]:
-        """Restore every image; yields what was written."""
+        """Restore every image; yields the files written."""
         policy = self._policy()
         if self.judge is not None:
             self.judge.load()
@@ -172,13 +172,13 @@ class _Work:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal; gives the function that counts one image."""
+    """A progress bar on a terminal; yields the function that counts one image."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("restoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # rich prints what the program writes above its bar, on the bar's stream: a piped list of files must not go there
+    # rich redirects the program's output to the bar's stream, above the bar: a piped list of files must not go there
     with Progress(
         *columns, console=console, disable=not console.is_terminal, redirect_stdout=sys.stdout.isatty()
     ) as bar:
@@ -213,7 +213,7 @@ def _judge(count: int | None, names: list[str], files: list[Path], chosen: Setti
 
 
 def _outputs(files: list[Path], source: Path, target: Path) -> list[Path]:
-    """Where each result goes; refused before the model is loaded where it cannot be written."""
+    """Where each result goes; refused before the model is loaded if it cannot be written."""
     to_folder = source.is_dir() or target.is_dir() or target.suffix == ""
     if not to_folder and target.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"OUT {target}: expected a folder or a file ending in {', '.join(sorted(IMAGE_SUFFIXES))}")

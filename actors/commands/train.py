@@ -1,4 +1,4 @@
-"""`isrl train`: an online or offline run, from the refusals to the exit code."""
+"""`isrl train`: an online or offline run, from the preflight checks to the exit code."""
 
 from typing import Annotated
 
@@ -26,7 +26,7 @@ def train(
     config = load_training_config(recipe, overrides or [])
     preflight(config, resume=resume)
 
-    # Ray is imported from here on, when nothing is left to refuse
+    # import Ray only now, after everything that can be refused
     from actors.run import run
 
     outcome = run(config, resume=resume)

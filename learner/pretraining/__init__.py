@@ -1,4 +1,4 @@
-"""`isrl pretrain`: make an embedded preset from photographs, score what was written on held-out ones, write a card."""
+"""`isrl pretrain`: trains an embedded preset on photographs, scores it on held-out ones, writes a card."""
 
 import json
 import time
@@ -18,11 +18,11 @@ from rl.policies import load_policy
 def pretrain(config: PretrainSection, source: str) -> Path:
     """Write the preset's folder with scores and card, and return it.
 
-    `source` is how the recipe was called (file and overrides); the card repeats it.
+    `source` is the recipe as called (file and overrides); the card repeats it.
     """
     started = time.monotonic()
     torch.set_num_threads(config.threads)
-    # subnormal moments of still untouched layers make AdamW on a CPU several times slower
+    # subnormal moments of layers that have not moved yet make AdamW on a CPU several times slower
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
     lpips = Lpips(_weights(config.lpips.backbone), _weights(config.lpips.heads), net=config.lpips.net).to(config.device)

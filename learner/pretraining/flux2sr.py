@@ -36,7 +36,7 @@ from rl.seeding import derive_seed
 
 
 def make_flux2sr(config: FlowPretrain, lpips: Lpips, log: Log) -> str:
-    """Train the VAE, then the flow; write the folder that `from_pretrained` reads, in fp16."""
+    """Train the VAE, then the flow; write a folder for `from_pretrained`, in fp16."""
     out = Path(config.out)
     vae = MiniVAE().to(config.device)
     train_vae(vae, CropSource(config.photos, config.seed), lpips, config.vae, config.scale, log)
@@ -63,7 +63,7 @@ def describe_flux2sr(config: FlowPretrain) -> str:
 
 
 def build_transformer(config: FlowPretrain) -> Flux2Transformer2DModel:
-    """Flux2Transformer2DModel at the preset's size; the output layer starts small, so that v starts near 0."""
+    """Flux2Transformer2DModel at the preset's size; the output layer starts small, so v starts near 0."""
     size = config.transformer
     model = Flux2Transformer2DModel(
         in_channels=64,
@@ -88,7 +88,7 @@ def prompt_tokens(config: FlowPretrain) -> Tensor:
 
 
 def train_flow(policy: Flux2SR, pairs: Pairs, lpips: Lpips, config: FlowPretrain, log: Log) -> None:
-    """Train the transformer in place; it ends with the EMA weights."""
+    """Train the transformer in place; it ends up with the EMA weights."""
     stage, model = config.flow, policy.transformer
     model.requires_grad_(True).train()
     z_hr, z_lr = (policy.normalise(patchify(z)) for z in (pairs.z_hr, pairs.z_lr))

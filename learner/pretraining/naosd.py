@@ -3,9 +3,9 @@
     student   pixel(y, HR) + lpips_weight LPIPS(y, HR) + vsd_weight VSD(x0)    y = D(x0), x0 by NAOSD's one step
     fake      mean (e_fake(x0_t, t, text) - eps)^2                            after every student step, t ~ U[0, T)
 
-As published the student is the multi-step model with LoRA on the UNet and on the VAE's encoder and a trained conv_in;
-the real score is the frozen model under classifier-free guidance, the fake score is that model with a LoRA: real and
-fake share one UNet here, whose adapter is switched off for the real one.
+As published, the student is the multi-step model with a trained conv_in and LoRA on the UNet and the VAE encoder. The
+real score is the frozen model with classifier-free guidance, the fake score is that model with a LoRA. Here both share
+one UNet; the real score switches its adapter off.
 """
 
 import shutil
@@ -41,18 +41,18 @@ from rl.types import U8
 VAE_ENCODER = ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut", "to_q", "to_k", "to_v", "to_out.0")
 STUDENT, FAKE = "student", "fake"
 KEPT = ("scheduler", "tokenizer", "text_encoder", "prompt_embeds.safetensors")
-"""What a NAOSD folder takes over from its base as it is."""
+"""What a NAOSD folder copies unchanged from its base."""
 
 
 def make_naosd(config: NAOSDPretrain, lpips: Lpips, log: Log) -> str:
-    """Distil the student; write the folder that `from_pretrained` reads, in fp16."""
+    """Distil the student; write a folder for `from_pretrained`, in fp16."""
     out = Path(config.out)
     stage, interrupted = config.student, progress.read(config)
     if config.base:
         base = Path(config.base).expanduser()
     else:
         base = out / "base" if interrupted else make_base(config, lpips, log)
-    # of its own, so that a base made before gives the same student
+    # reseed here, so that a base trained earlier gives the same student
     torch.manual_seed(derive_seed(config.seed, "student"))
     student = load_student(base, config)
     teacher = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
@@ -73,7 +73,7 @@ def make_naosd(config: NAOSDPretrain, lpips: Lpips, log: Log) -> str:
 
 
 def load_student(base: Path, config: NAOSDPretrain) -> NAOSD:
-    """The base as a one-step policy, with LoRA on the UNet and on the VAE's encoder and conv_in free."""
+    """The base as a one-step policy, with LoRA on the UNet and the VAE encoder, and conv_in trainable."""
     stage = config.student
     section = NAOSDSection.model_validate(
         {"path": str(base.absolute()), "device": config.device, "t_add": config.t_add, "t_diff": config.t_diff}
@@ -89,7 +89,7 @@ def load_student(base: Path, config: NAOSDPretrain) -> NAOSD:
 
 
 class Distillation:
-    """The student stage: each step one update of the student, then one of the fake score."""
+    """The student stage: each step updates the student once, then the fake score once."""
 
     def __init__(self, student: NAOSD, teacher: UNet2DConditionModel, lpips: Lpips, config: NAOSDPretrain) -> None:
         self.student, self.teacher, self.lpips, self.config = student, teacher, lpips, config
@@ -106,7 +106,7 @@ class Distillation:
         self.drawn = 0
 
     def run(self, log: Log, interrupted: dict[str, Any] | None = None) -> None:
-        """Train in place, from where an `interrupted` run was; the student's weights are frozen afterwards."""
+        """Train in place, from where an `interrupted` run stopped; afterwards the student's weights are frozen."""
         stage = self.stage
         recent: list[list[float]] = []
         done = 0
@@ -137,7 +137,7 @@ class Distillation:
 
     @torch.no_grad()
     def resume(self, state: dict[str, Any]) -> int:
-        """Take over what `state` gave; returns the number of steps that are done."""
+        """Restore what `state` returned; returns the number of finished steps."""
         for parameter, value in zip(self._trained(), state["trained"], strict=True):
             parameter.copy_(value)
         for optimizer, kept in zip((self.optimizer, self.fake_optimizer), state["optimizers"], strict=True):
@@ -156,7 +156,7 @@ class Distillation:
         return torch.device(self.config.device).type == "cuda"
 
     def step(self) -> list[float]:
-        """One optimiser step of each; the mean losses of its batches."""
+        """One optimiser step of each; returns the mean losses over its batches."""
         terms = []
         latents = []
         for _ in range(self.stage.accumulate):
@@ -179,7 +179,7 @@ class Distillation:
         return [*np.mean(terms, axis=0), float(np.mean(fakes))]
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """HR and enlarged LR `[B, 3, H, W]` in [-1, 1] and the prompts' embeddings `[B, L, D]`."""
+        """HR and enlarged LR `[B, 3, H, W]` in [-1, 1] and prompt embeddings `[B, L, D]`."""
         config, device = self.config, self.student.device
         names, crops = zip(*(self.source.named_crop(config.crop) for _ in range(self.stage.batch)), strict=True)
         seeds = [derive_seed(config.seed, "student", self.drawn + i) for i in range(len(crops))]
@@ -207,7 +207,7 @@ class Distillation:
         return x0, (pixel, self.lpips(y, hr).mean(), self.distil(x0, text))
 
     def distil(self, x0: Tensor, text: Tensor) -> Tensor:
-        """The VSD loss of the student's latents."""
+        """The VSD loss on the student's latents."""
         steps, alphas = self.scheduler.config.num_train_timesteps, self.scheduler.alphas_cumprod
         low, high = (int(share * steps) for share in self.stage.t_range)
         t = torch.randint(low, high, (len(x0),), device=x0.device)
@@ -225,12 +225,12 @@ class Distillation:
         return vsd_loss(x0, fake_x0, real_x0)
 
     def autocast(self) -> torch.autocast | nullcontext[None]:
-        """bfloat16 where the recipe asks for it."""
+        """bfloat16 if the recipe asks for it."""
         return torch.autocast(self.config.device, torch.bfloat16) if self.stage.autocast else nullcontext()
 
 
 def one_step(student: NAOSD, lr: Tensor, text: Tensor, t_add: Tensor) -> Tensor:
-    """x0 `[B, C, h, w]` of enlarged LR images `[B, 3, H, W]` in [-1, 1], noised at `t_add` `[B]`, with a gradient to
+    """x0 `[B, C, h, w]` from enlarged LR images `[B, 3, H, W]` in [-1, 1], noised at `t_add` `[B]`, with gradients to
     encoder and UNet."""
     z = student.vae.encode(lr).latent_dist.mode() * student.vae.config.scaling_factor
     z_t = noised(z, torch.randn_like(z), student.alphas_cumprod.to(z.device)[t_add])

@@ -1,13 +1,13 @@
-"""A start at which an untrained AutoencoderKL already is an 8x average and its enlargement.
+"""An initialisation that makes an untrained AutoencoderKL an 8x average followed by its enlargement.
 
     GroupNorm   over one group with a constant channel K beside C - 1 channels x,  K^2 >> sum x^2:
-                mean = K / C,  std = K sqrt(C - 1) / C  whatever the image; weight and bias undo both, GN(x) = x
-    SiLU        silu(x) - silu(-x) = x: what passes one goes through it twice, with both signs
+                mean = K / C,  std = K sqrt(C - 1) / C  for any image; weight and bias undo both, GN(x) = x
+    SiLU        silu(x) - silu(-x) = x: what must pass one goes through it twice, with both signs
     residuals   their last layer is 0
 
-Without the constant channel the norms remove the mean colour and the contrast of every image, which a small VAE takes
-thousands of steps to carry around them (tests/benchmarks/RESULTS.md, 10). Resamplers start as 2x2 averages, with the
-Haar details of the colours beside them, and as copies. Everything is trained from there.
+Without the constant channel the norms remove every image's mean colour and contrast, and a small VAE needs thousands of
+steps to carry these around the norms (tests/benchmarks/RESULTS.md, 10). Downsamplers start as 2x2 averages plus the
+colours' Haar details, upsamplers as copies. Everything is trained from there.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 K = 8.0
-"""The constant; image values are in [-1, 1]. Larger is closer to the identity, and a larger step of the biases."""
+"""The constant; image values are in [-1, 1]. A larger K is closer to the identity but makes bias steps larger."""
 RGB = 3
 HAAR = torch.tensor([[[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]) / 4
 DETAILS = RGB * len(HAAR)
@@ -25,7 +25,7 @@ DETAILS = RGB * len(HAAR)
 
 @torch.no_grad()
 def start_near_identity(vae: AutoencoderKL) -> None:
-    """Set the weights in place. The last channel of every layer is the constant one."""
+    """Set the weights in place. The last channel of every layer is the constant channel."""
     for name, layer in vae.named_modules():
         if isinstance(layer, nn.GroupNorm):
             _undo(layer)
@@ -57,7 +57,7 @@ def _start_encoder(vae: AutoencoderKL) -> None:
     pairs = [(k, source, negative + k) for k, source in enumerate(passed)]
     _copy(encoder.conv_out, [row for k, plus, minus in pairs for row in ((k, plus, 1.0), (k, minus, -1.0))])
     encoder.conv_out.weight[len(passed) : latents] = outer[len(passed) : latents]
-    # the posterior's standard deviation starts at exp(-3), far under the image's contrast
+    # the posterior's standard deviation starts at exp(-3), far below the image's contrast
     encoder.conv_out.bias[latents:] = -6
     for conv in (vae.quant_conv, vae.post_quant_conv):
         _copy(conv, [(i, i, 1.0) for i in range(conv.out_channels)])
@@ -96,7 +96,7 @@ def _halve(conv: nn.Conv2d, used: int) -> None:
 
 
 def _widen(shortcut: nn.Conv2d) -> None:
-    """Channels keep their place, the constant stays the last one."""
+    """Channels keep their place; the constant one stays last."""
     kept = min(shortcut.in_channels, shortcut.out_channels) - 1
     last = (shortcut.out_channels - 1, shortcut.in_channels - 1, 1.0)
     _copy(shortcut, [*((i, i, 1.0) for i in range(kept)), last])

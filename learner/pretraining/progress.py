@@ -1,5 +1,5 @@
-"""The file from which an interrupted student stage resumes when the same command is given again, and the check that it
-is the same."""
+"""The file from which an interrupted student stage resumes when the same command is run again, and the check that the
+recipe is the same."""
 
 import json
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ FREE = {"out": True, "device": True, "threads": True, "held_out": True, "sampler
 
 
 def read(config: NAOSDPretrain) -> dict[str, Any] | None:
-    """What `write` left in `config.out`, None where there is nothing.
+    """What `write` left in `config.out`; None if there is nothing.
 
     Raises:
-        InputError: it was left by another recipe; the message names the fields that differ.
+        InputError: another recipe left it; the message names the fields that differ.
     """
     file = Path(config.out) / FILE
     if not file.is_file():
@@ -38,7 +38,7 @@ def read(config: NAOSDPretrain) -> dict[str, Any] | None:
 
 
 def write(config: NAOSDPretrain, state: Mapping[str, Any]) -> None:
-    """Keep `state` beside the recipe that it belongs to; the old file stays until the new one is whole."""
+    """Store `state` with the recipe that it belongs to; the old file stays until the new one is complete."""
     file = Path(config.out) / FILE
     partial = file.with_suffix(".partial")
     torch.save({**state, "recipe": _recipe(config)}, partial)

@@ -1,4 +1,4 @@
-"""Scores, contact sheet and card of a pre-trained preset, made from the files that were written."""
+"""Scores, contact sheet and card of a pretrained preset, computed from the files written."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ _BT601 = (65.481, 128.553, 24.966)
 
 
 def held_out_crops(config: PretrainSection) -> list[tuple[U8, U8]]:
-    """(HR `[H, W, 3]`, LR) of evenly spread crops of every held-out photograph."""
+    """(HR `[H, W, 3]`, LR) pairs of evenly spaced crops from every held-out photograph."""
     found = []
     for name, photo in load_photos(config.held_out).items():
         rows = np.linspace(0, photo.shape[0] - config.crop, 2).astype(int)
@@ -35,7 +35,7 @@ def held_out_crops(config: PretrainSection) -> list[tuple[U8, U8]]:
 
 
 def psnr_y(x: Tensor, y: Tensor) -> Tensor:
-    """PSNR of the BT.601 luma of images `[B, 3, H, W]` in [-1, 1]; `[B]` in dB."""
+    """PSNR on the BT.601 luma of images `[B, 3, H, W]` in [-1, 1]; `[B]` in dB."""
     weights = x.new_tensor(_BT601).view(1, 3, 1, 1) / 2
     mse = ((x - y) * weights).sum(1).square().mean((1, 2))
     return 10 * torch.log10(255.0**2 / mse)
@@ -45,7 +45,7 @@ def psnr_y(x: Tensor, y: Tensor) -> Tensor:
 def score(
     policy: Policy, crops: list[tuple[U8, U8]], lpips: Lpips, config: PretrainSection, sheet: Path
 ) -> dict[str, float]:
-    """Single-sample PSNR(Y) and LPIPS-squeeze against bicubic, and how much the samples of a crop differ."""
+    """Single-sample PSNR(Y) and LPIPS-squeeze compared with bicubic, and how much the samples of a crop differ."""
     device = torch.device(config.device)
     hr = to_tensor([pair[0] for pair in crops]).to(device)
     lr = to_tensor([pair[1] for pair in crops]).to(device)
@@ -81,7 +81,7 @@ def _write_sheet(path: Path, columns: list[Tensor], lr: Tensor, scale: int) -> N
 def card(
     config: PretrainSection, source: str, scores: dict[str, float], minutes: float, policy: Policy, stages: str
 ) -> str:
-    """The preset's README: data, command, seed, time, scores of the written files."""
+    """The preset's README: data, command, seed, time, and scores of the files written."""
     names = {Path(path.removeprefix("skimage:")).stem for group in config.photos for path in group.path}
     held_out = sorted(Path(path.removeprefix("skimage:")).stem for path in config.held_out)
     millions = sum(p.numel() for module in policy.modules.values() for p in module.parameters()) / 1e6

@@ -1,9 +1,9 @@
-"""A small multi-step model in Stable Diffusion's layout, trained from photographs alone: what NAOSD is distilled from.
+"""A small multi-step model in Stable Diffusion's layout, trained on photographs alone, from which NAOSD is distilled.
 
     vae       Charbonnier + lpips_weight LPIPS + kl_weight KL             AutoencoderKL, 8x
     teacher   mean (e(z_t, t, text) - eps)^2,  t ~ U[0, T)                UNet2DConditionModel on the HR latents
 
-A preset has no text encoder: its positive and negative prompt are two fixed embeddings.
+A preset has no text encoder: its positive and negative prompts are two fixed embeddings.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ def make_base(config: NAOSDPretrain, lpips: Lpips, log: Log) -> Path:
     vae = build_vae(config).to(config.device)
     start_near_identity(vae)
     train_vae(vae, CropSource(config.photos, config.seed), lpips, config.vae, config.scale, log)
-    # what is trained on these latents sees the decoder and encoder that are written
+    # round to fp16 first, so that what trains on these latents sees the encoder and decoder as written
     vae.half().float()
     z = cache_latents(vae, CropSource(config.photos, config.seed + 1), config)
     vae.register_to_config(scaling_factor=float(1 / z.std()))
@@ -70,7 +70,7 @@ def cache_latents(vae: AutoencoderKL, source: CropSource, config: NAOSDPretrain)
 
 
 def build_unet(config: NAOSDPretrain) -> UNet2DConditionModel:
-    """UNet2DConditionModel at the preset's size, attention at all levels but the last as in Stable Diffusion."""
+    """UNet2DConditionModel at the preset's size, with attention at all levels but the last, as in Stable Diffusion."""
     size, levels = config.unet, len(config.unet.block_out_channels)
     return UNet2DConditionModel(
         in_channels=config.vae_size.latent_channels, out_channels=config.vae_size.latent_channels,
@@ -83,7 +83,7 @@ def build_unet(config: NAOSDPretrain) -> UNet2DConditionModel:
 
 
 def prompts(config: NAOSDPretrain) -> Tensor:
-    """`[2, L, D]` positive and negative prompt embedding: fixed random tokens."""
+    """`[2, L, D]`, positive and negative prompt embedding: fixed random tokens."""
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "prompt"))
     return torch.randn(2, config.unet.prompt_tokens, config.unet.cross_attention_dim, generator=generator)
 
@@ -91,7 +91,7 @@ def prompts(config: NAOSDPretrain) -> Tensor:
 def train_teacher(
     teacher: UNet2DConditionModel, z: Tensor, text: Tensor, scheduler: DDPMScheduler, config: NAOSDPretrain, log: Log
 ) -> None:
-    """Train in place on scaled HR latents `z` `[N, C, h, w]`; `text` `[2, L, D]` positive and negative."""
+    """Train in place on scaled HR latents `z` `[N, C, h, w]`; `text` `[2, L, D]`: positive and negative."""
     stage = config.teacher
     optimizer = torch.optim.AdamW(teacher.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=stage.weight_decay)
     rng = np.random.default_rng(derive_seed(config.seed, "teacher"))

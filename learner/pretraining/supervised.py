@@ -1,8 +1,8 @@
-"""What every preset is trained with: the VAE stage, cached latent pairs, one optimiser step.
+"""What training any preset uses: the VAE stage, cached latent pairs, one optimiser step.
 
     VAE    L = Charbonnier(y, x) + lpips_weight LPIPS(y, x) + kl_weight KL
 
-Single process, plain PyTorch: a few million parameters need no DeepSpeed.
+A single process in plain PyTorch: a few million parameters need no DeepSpeed.
 """
 
 import math
@@ -69,12 +69,12 @@ def describe_vae(stage: VaeStage) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Cached training pairs; latents as the VAE's posterior mean gives them."""
+    """Cached training pairs; latents are the VAE's posterior means."""
 
     hr: Tensor
     """`[N, 3, H, W]` uint8"""
     lr: Tensor
-    """`[N, 3, H, W]` uint8, the LR image enlarged bicubically"""
+    """`[N, 3, H, W]` uint8, the bicubically enlarged LR image"""
     z_hr: Tensor
     """`[N, C, h, w]`"""
     z_lr: Tensor

@@ -1,1 +1,1 @@
-"""pyiqa's metrics as rewards: the adapter, and what is known of the metrics without importing pyiqa."""
+"""pyiqa's metrics as rewards: the adapter, and facts about the metrics without importing pyiqa."""

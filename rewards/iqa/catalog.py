@@ -1,7 +1,7 @@
-"""What is known of pyiqa's metrics without importing pyiqa (or torch): names, modes, directions, limits, arguments.
+"""Facts about pyiqa's metrics without importing pyiqa (or torch): names, modes, directions, limits, arguments.
 
-Names, modes and arguments come from pyiqa's own files (`source.py`). The tables here are what those do not say; each
-entry was measured (pyiqa 0.1.16) or read in its source. Left out: what a metric loads (`weights.py`), and its cost.
+Names, modes and arguments come from pyiqa's own files (`source.py`). The tables here add what those do not say; each
+entry was measured (pyiqa 0.1.16) or read from its source. Left out: what a metric loads (`weights.py`), and its cost.
 """
 
 import difflib
@@ -18,7 +18,7 @@ PROTOCOLS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "psnr_y": ("psnr", {"test_y_channel": True, "color_space": "ycbcr"}),
     "ssim_y": ("ssim", {"test_y_channel": True, "color_space": "ycbcr"}),
 }
-"""Names of isrl for what papers report -> pyiqa's metric and the arguments that make it equal to their logs."""
+"""isrl's names for what papers report -> pyiqa's metric and the arguments that make it match their logs."""
 
 NOT_PER_IMAGE: Mapping[str, str] = {
     "fid": "it compares two folders of images; use a per-image metric",
@@ -45,7 +45,7 @@ MIN_SIDE: Mapping[str, tuple[int, str]] = {
 
 # dmm returns a distance (0 for equal images, no sign flip in its forward) and pyiqa 0.1.16 does not say so
 _LOWER_BETTER_UNFLAGGED = frozenset({"dmm"})
-# AFINE, QAlign and Compare2Score refuse or break on batches; LIQE's batched scores differ from its single ones
+# AFINE, QAlign and Compare2Score refuse or break on batches; LIQE scores batches differently from single images
 _ONE_BY_ONE = frozenset({"AFINE", "QAlign", "Compare2Score", "LIQE"})
 
 
@@ -54,7 +54,7 @@ _FURTHER: Mapping[str, tuple[str, ...] | None] = {
     "Entropy": ("data_range", "eps", "color_space"),
     "CKDN": None,
 }
-"""Architecture -> which of its further arguments are read; None: any may be. Those absent here ignore all of them."""
+"""Architecture -> which extra arguments it reads; None: any may be read. Architectures not listed ignore them all."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,20 @@ class MetricFacts:
     """One metric."""
 
     name: str
-    """isrl's name of it."""
+    """isrl's name for it."""
     pyiqa_name: str
     kind: str
     """pyiqa's class."""
     protocol: Mapping[str, Any]
-    """Arguments that isrl's name stands for."""
+    """Arguments that isrl's name implies."""
     defaults: Mapping[str, Any]
-    """Arguments of that class as the metric sets them, those of the protocol included."""
+    """Arguments of that class as the metric sets them, including those of the protocol."""
     full_reference: bool
     lower_better: bool
     one_by_one: bool
     """The metric must be called with one image at a time."""
     side_multiple: int
-    """Both sides must be multiples of it."""
+    """Both sides must be multiples of this."""
     min_side: int
     why_min_side: str
 
@@ -108,7 +108,7 @@ def metric_facts(name: str) -> MetricFacts:
         defaults=options,
         full_reference=config["metric_mode"] == "FR",
         lower_better=config.get("lower_better", False) or name in _LOWER_BETTER_UNFLAGGED,
-        # pyiqa aligns a single face where the model's name contains 'gfiqa'
+        # pyiqa aligns a single face if the model's name contains 'gfiqa'
         one_by_one=kind in _ONE_BY_ONE or "gfiqa" in options.get("model_name", ""),
         side_multiple=32 if kind == "AFINE" else 1,
         min_side=min_side,
@@ -120,7 +120,7 @@ def check_options(facts: MetricFacts, options: Mapping[str, Any]) -> None:
     """Refuses options that the metric would not read; several of pyiqa's classes accept any name and ignore it.
 
     Raises:
-        ValueError: names them and what the metric reads.
+        ValueError: names them and the options that the metric reads.
     """
     reserved = sorted(set(options) & set(RESERVED))
     if reserved:

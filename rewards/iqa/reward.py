@@ -1,6 +1,6 @@
 """The adapter for every pyiqa metric, and the only place that imports pyiqa.
 
-pyiqa's licence is PolyForm Noncommercial: a run that uses this type is non-commercial. Weights come from pyiqa's own
+pyiqa's licence is PolyForm Noncommercial: use this type for non-commercial runs only. Weights come from pyiqa's own
 downloads (`$TORCH_HOME/hub/pyiqa`, `HF_HOME`) or from a local file through `options: {pretrained_model_path: ...}`.
 Left out: metrics that score sets of images, and gradients.
 """
@@ -21,18 +21,18 @@ from rewards.weights import missing_text
 from rl.types import F64, U8
 
 _BATCH_TOLERANCE = 2e-3
-"""How far a score may move, absolutely and relatively, when its neighbours in the batch change."""
+"""How much a score may change, absolutely and relatively, when its neighbours in the batch change."""
 
 
 class IqaReward:
-    """A pyiqa metric as a reward: higher is better, uint8 in, float64 out, inputs never written.
+    """A pyiqa metric as a reward: higher is better, uint8 in, float64 out, inputs never modified.
 
     Args:
         section: `metric_name`, `device` and `options` (passed to pyiqa's constructor) are read.
 
     Raises:
         ValueError: no such metric, or not a score per image.
-        RewardError: pyiqa could not build it. Weights that are missing and could not be downloaded are one line.
+        RewardError: pyiqa could not build it. Missing weights that cannot be downloaded are reported in one line.
     """
 
     def __init__(self, section: PyiqaSection) -> None:
@@ -54,7 +54,7 @@ class IqaReward:
         return self.score_groups([RewardInput(images, lr, hr, scale)])[0]
 
     def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
-        """The scores of each group, all groups (equal H and W) as one batch."""
+        """The scores of each group; all groups (equal H and W) form one batch."""
         counts = [len(group.images) for group in groups]
         with naming(self.name, "scoring"), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             x = unit_batch([group.images for group in groups], self._device)

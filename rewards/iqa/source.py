@@ -1,7 +1,7 @@
 """pyiqa's own source text, read without importing pyiqa, which would import torch.
 
-`default_model_configs.py` has no dependencies and is executed alone; an architecture's file is parsed. Both lie where
-pyiqa 0.1.14 to 0.1.16 have them.
+`default_model_configs.py` has no dependencies and is executed alone; architecture files are parsed. Both are expected
+where pyiqa 0.1.14 to 0.1.16 have them.
 """
 
 import ast
@@ -23,16 +23,16 @@ class Architecture:
     """The class that a metric is an instance of."""
 
     arguments: Mapping[str, Any]
-    """Of its constructor, with their defaults; None stands for a default that is no literal."""
+    """Of its constructor, with their defaults; None stands for a default that is not a literal."""
     open_ended: bool
-    """The constructor takes further arguments by `**`."""
+    """The constructor takes extra arguments by `**`."""
     tables: Mapping[str, Mapping[str, str]]
-    """The dict literals of its file whose values are texts, by name; weights are URLs there."""
+    """The dict literals in its file with strings as values, by name; weights are URLs there."""
 
 
 @cache
 def default_configs() -> Mapping[str, Any]:
-    """Metric -> pyiqa's settings of it.
+    """Metric -> pyiqa's settings for it.
 
     Raises:
         ValueError: pyiqa is not installed, or has no such file.
@@ -48,7 +48,7 @@ def default_configs() -> Mapping[str, Any]:
 
 @cache
 def architecture(kind: str) -> Architecture | None:
-    """The class `kind` of `archs/`; None where no file there defines it."""
+    """The class `kind` in `archs/`; None if no file there defines it."""
     defines = re.compile(rf"^class {re.escape(kind)}\(", re.MULTILINE)
     for path in sorted((_folder() / "archs").glob("*_arch.py")):
         text = path.read_text(encoding="utf-8")
@@ -59,13 +59,13 @@ def architecture(kind: str) -> Architecture | None:
 
 @cache
 def table(file: str, name: str) -> Mapping[str, str]:
-    """The dict literal `name` of one file of `archs/`; empty where it is not there."""
+    """The dict literal `name` in one file of `archs/`; empty if it is not there."""
     path = _folder() / "archs" / file
     return _tables(ast.parse(path.read_text(encoding="utf-8"))).get(name, {}) if path.is_file() else {}
 
 
 def hub_url(repo: str, file: str | None = None) -> str:
-    """Of a Hugging Face repository, or of a file in it, at the endpoint that `HF_ENDPOINT` sets."""
+    """URL of a Hugging Face repository, or of a file in it, at the endpoint set by `HF_ENDPOINT`."""
     base = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{repo}"
     return base if file is None else f"{base}/resolve/main/{quote(file)}"
 
@@ -98,7 +98,7 @@ def _tables(tree: ast.Module) -> dict[str, dict[str, str]]:
 
 
 def _url(node: ast.expr) -> str | None:
-    """A text, or `get_url_from_name(file)`, which is a file of pyiqa's repository of weights."""
+    """A string, or `get_url_from_name(file)`, which means a file in pyiqa's weights repository."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "get_url_from_name":
         file = _literal([*node.args, *(keyword.value for keyword in node.keywords)][0])
         return hub_url(WEIGHTS_REPO, file) if isinstance(file, str) else None

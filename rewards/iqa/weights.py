@@ -1,8 +1,8 @@
 """Which files a pyiqa metric loads when it is built, and whether they are on this machine. Torch-free.
 
-File names come from the tables of URLs in pyiqa's own files; the tables here say which of them an architecture takes,
-and on which backbone it stands. `tests/rewards/test_weights_of_pyiqa.py` compares them with what pyiqa asks for when
-each metric is built. Left out: whether a file is whole, and backbones that no metric of pyiqa has by default.
+File names come from the URL tables in pyiqa's own files; the tables here say which of them an architecture uses, and
+its backbone. `tests/rewards/test_weights_of_pyiqa.py` compares them with what pyiqa requests when each metric is built.
+Left out: whether a file is complete, and backbones that no pyiqa metric uses by default.
 """
 
 import os
@@ -16,7 +16,7 @@ from rewards.iqa.source import WEIGHTS_REPO, architecture, hub_url, table
 from rl.config.reward import WeightFile
 
 OWN_FILE = "pretrained_model_path"
-"""The argument by which most of pyiqa's metrics take a local file with their own weights."""
+"""The argument through which most pyiqa metrics take a local file with their own weights."""
 
 _WITHOUT = frozenset(
     {"CW_SSIM", "Entropy", "FSIM", "GMSD", "MAD", "MS_SSIM", "NLPD", "PIQE", "PSNR", "SSIM", "VIF", "VSI"}
@@ -33,8 +33,8 @@ _OWN: Mapping[str, tuple[str, ...]] = {
     "PAQ2PIQ": ("url",), "PieAPP": ("url",), "QualiCLIP": ("{model_type}",), "STLPIPS": ("{net}_{variant}",),
     "TReS": ("{train_dataset}",), "UNIQUE": ("mix",), "URanker": ("uranker",), "WaDIQaM": ("{model_name}",),
 }  # fmt: skip
-"""Architecture -> keys of its file's `default_model_urls`, of which the first that is there counts. `pretrained: false`
-drops the file, `pretrained_model_path` takes its place."""
+"""Architecture -> keys of its file's `default_model_urls`; the first one present is used. `pretrained: false` drops the
+file, `pretrained_model_path` replaces it."""
 
 _FACES = ("https://github.com/xinntao/facexlib/releases/download/v0.1.0/detection_Resnet50_Final.pth",
           "https://github.com/xinntao/facexlib/releases/download/v0.2.2/parsing_parsenet.pth")  # fmt: skip
@@ -74,7 +74,7 @@ _BESIDE: Mapping[str, tuple[str, ...] | Callable[[Mapping[str, Any]], tuple[str,
     "QReAlign": ("hub:{model}",), "QualiCLIP": ("clip:{backbone}", "key:qualiclip"), "TReS": ("torch:{network}",),
     "UNIQUE": ("torch:resnet34",),
 }  # fmt: skip
-"""Architecture -> what it loads beside its own file, as `kind:name`."""
+"""Architecture -> what it loads besides its own file, as `kind:name`."""
 
 _PYTORCH = "https://download.pytorch.org/models"
 _TORCH = {
@@ -86,16 +86,16 @@ _TORCH = {
     "swin_base_patch4_window12_384":
         "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_base_patch4_window12_384_22kto1k.pth",
 }  # fmt: skip
-"""Backbones that PyTorch's hub keeps, by pyiqa's names, with their URLs."""
+"""Backbones in PyTorch's hub, by pyiqa's names, with their URLs."""
 _TIMM = {
     "inception_resnet_v2": "inception_resnet_v2.tf_in1k", "resnet50": "resnet50.a1_in1k", "vgg16": "vgg16.tv_in1k",
     "vit_base_patch8_224": "vit_base_patch8_224.augreg2_in21k_ft_in1k",
 }  # fmt: skip
-"""Architecture names of timm -> the weights that timm takes by default."""
+"""timm's architecture names -> the weights that timm uses by default."""
 
 
 def weight_files(facts: MetricFacts, options: Mapping[str, Any]) -> tuple[WeightFile, ...] | None:
-    """What `facts.name` with these options loads; empty where it needs nothing, None for an architecture that is not in
+    """What `facts.name` loads with these options; empty if it needs nothing, None for an architecture that is not in
     the tables here."""
     found = architecture(facts.kind)
     if facts.kind in _WITHOUT:
@@ -122,7 +122,7 @@ def _own_file(kind: str, values: Mapping[str, Any], urls: Mapping[str, str], *, 
 
 
 def _file(source: str, urls: Mapping[str, str]) -> WeightFile | None:
-    """The file behind `kind:name`, or a URL; None where the name, an option's value, is not known here."""
+    """The file behind `kind:name`, or a URL; None if the name (an option's value) is not known here."""
     kind, _, name = source.partition(":")
     if kind == "timm":
         return _cached(f"timm/{_TIMM[name]}") if name in _TIMM else None
@@ -152,7 +152,7 @@ def _downloaded(url: str, folder: Path, option: str = "") -> WeightFile:
 
 
 def _cached(repo: str) -> WeightFile:
-    """A repository in Hugging Face's cache; there where a snapshot of it holds weights."""
+    """A repository in Hugging Face's cache; found if a snapshot of it holds weights."""
     path = _hugging_face() / f"models--{repo.replace('/', '--')}"
     weights = [file for end in ("safetensors", "bin") for file in path.glob(f"snapshots/*/*.{end}")]
     return WeightFile(repo, hub_url(repo), path, any(file.exists() for file in weights))

@@ -1,1 +1,1 @@
-"""Taggers: who writes the prompts of a policy with a text encoder from what is seen in each image."""
+"""Taggers: they write a prompt from the content of each image, for policies with a text encoder."""

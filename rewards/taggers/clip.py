@@ -1,8 +1,8 @@
-"""Zero-shot tags from CLIP (Radford et al., arXiv 2103.00020): which texts of a list does an image resemble?
+"""Zero-shot tags from CLIP (Radford et al., arXiv 2103.00020): which texts in a list match an image?
 
     p_t = softmax over tags of ( exp(logit_scale) cos( f(image), g(template of tag t) ) )
 
-Left out: prompt ensembles, and any calibration of p: it is a share among the tags of the list, not a detection.
+Left out: prompt ensembles, and calibration of p: it is a share among the listed tags, not a detection.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ TEXT_BATCH = 256
 
 
 class ClipTagger:
-    """The likeliest tags of each image, joined by ", ".
+    """The most likely tags of each image, joined by ", ".
 
     Args:
-        name: the section of the data, for messages.
+        name: the data section, for messages.
         section: `path`, `tags`, `template`, `top_k`, `threshold` and `device` are read.
 
     Raises:
@@ -47,7 +47,7 @@ class ClipTagger:
             self._text = torch.cat([self._embed_texts(part) for part in parts])
 
     def tag(self, images: Sequence[U8]) -> list[str]:
-        """One text per image `[3, H, W]`: its `top_k` likeliest tags, likeliest first.
+        """One text per image `[3, H, W]`: its `top_k` most likely tags, most likely first.
 
         Raises:
             TaggerError: the model failed.

@@ -3,8 +3,8 @@
     def tag(images):                    # list of uint8 [3, H, W], RGB, sizes may differ
         return ["a tree, a lake"]       # one text per image, in their order; the run appends data.prompt_suffix
 
-Arrays are read-only. RAM (github.com/xinyu1205/recognize-anything), with which GDPO-SR and OSEDiff tag, goes into such
-a file: load the model at its top, return its tags from `tag()`.
+Arrays are read-only. To use RAM (github.com/xinyu1205/recognize-anything), the tagger of GDPO-SR and OSEDiff, load the
+model at the top of such a file and return its tags from `tag()`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ from rl.types import U8
 
 
 class PythonFileTagger:
-    """The `tag()` of a user's file, its result checked for count, type and, once, for order.
+    """The `tag()` of a user's file, with its result checked for count, type and, once, order.
 
     Args:
-        name: the section of the data, for messages.
+        name: the data section, for messages.
         section: `file` is read.
 
     Raises:
@@ -37,8 +37,8 @@ class PythonFileTagger:
     def tag(self, images: Sequence[U8]) -> list[str]:
         """What the file's `tag()` returned, without surrounding spaces.
 
-        The first batch with different texts is a test: its last image has to get the same text alone, else the texts
-        are in another order or mix images.
+        The first batch with differing texts is a test: its last image must get the same text when tagged alone, else
+        the texts are out of order or mix images.
 
         Raises:
             TaggerError: it raised, or did not return one non-empty text per image, in their order.

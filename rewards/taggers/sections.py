@@ -1,4 +1,4 @@
-"""The tagger sections of isrl: the keys that each type reads, and what can be refused before a process starts.
+"""isrl's own tagger sections: the keys that each type reads, and what can be refused before a process starts.
 
 A tagger is one section here and the class that `builder` names. Imports no torch.
 """
@@ -22,7 +22,7 @@ CLIP_FILES = (
     ("tokenizer.json", "vocab.json"),
     ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
 )
-"""What a CLIP folder holds; of each row one: names differ between transformers 4 and 5."""
+"""What a CLIP folder contains: one file of each row, because names differ between transformers 4 and 5."""
 
 
 class ClipTaggerSection(DeviceSection, TaggerSection):
@@ -36,12 +36,12 @@ class ClipTaggerSection(DeviceSection, TaggerSection):
     tags: Annotated[str, InputPath()]
     """A text file with one tag per line."""
     template: str = "a photo of {}"
-    """What CLIP's text encoder sees of a tag, `{}` stands for it; the prompt holds the tag alone."""
+    """The text that CLIP's text encoder sees, with the tag in place of `{}`; the prompt holds only the tag."""
     top_k: int = Field(8, ge=1)
-    """Most tags of one image, the likeliest first."""
+    """Maximum number of tags per image, most likely first."""
     threshold: float = Field(0.0, ge=0, lt=1)
-    """Tags under this probability (softmax over the whole list) are left out, except the likeliest: a prompt is never
-    empty."""
+    """Tags below this probability (softmax over the whole list) are left out, except the most likely one: a prompt is
+    never empty."""
 
     @field_validator("template")
     @classmethod
@@ -77,10 +77,10 @@ class PythonTaggerSection(TaggerSection):
 
 
 def read_tags(path: Path) -> tuple[str, ...]:
-    """The tags in the file's order; blank lines and surrounding spaces are no tags.
+    """The tags in the file's order; blank lines and surrounding spaces are ignored.
 
     Raises:
-        ValueError: no such file, no tag in it, or a tag twice (it would share its probability with itself).
+        ValueError: no such file, no tags in it, or a repeated tag (the copies would split its probability).
     """
     if not path.is_file():
         raise ValueError(f"tags: file '{path}' does not exist; give the path of a text file with one tag per line")

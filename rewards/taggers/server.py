@@ -1,7 +1,6 @@
 """Taggers: images in, one text per image out, behind the same kind of server as a reward.
 
-Left out: retries, deadlines and the check that the texts are those of the images sent (`actors/`), transport, and
-replicas.
+Left out: retries, deadlines and the check that texts belong to the images sent (`actors/`), transport, and replicas.
 """
 
 import time
@@ -27,7 +26,7 @@ class TaggerServer:
     """Tags images with one tagger.
 
     Args:
-        name: the section of the data, for messages.
+        name: the data section, for messages.
         config: the tagger to build.
         threads: torch's intra-op threads for this whole process; None leaves them as they are.
 
@@ -45,7 +44,7 @@ class TaggerServer:
         """One answer per request, in their order; `seconds` is an equal share of the call.
 
         Raises:
-            ValueError: an image of another shape or type than uint8 `[3, H, W]`.
+            ValueError: an image is not uint8 `[3, H, W]`.
             TaggerError: an image could not be tagged; `ordinals` names those at fault.
         """
         for request in requests:

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 class AdvantageSection(Section):
-    """What every aggregation reads. One of your own extends this class and is named by `aggregation: module:Class`."""
+    """The base of all aggregations. Your own extends this class; a recipe selects it by `aggregation: module:Class`."""
 
     needs_attributes: ClassVar[bool] = False
-    """Every reward has to say whether it measures fidelity or perception."""
+    """Every reward must say whether it measures fidelity or perception."""
 
     aggregation: str
     std_floor: float = Field(1e-3, ge=0)
-    """A reward whose group standard deviation is under `std_floor * reward.scale` has no say in that group (advantage
-    0), so that float noise is not blown up to full weight. The value is ours."""
+    """A reward with a group standard deviation below `std_floor * reward.scale` is ignored in that group (advantage 0),
+    so that float noise is not amplified to full weight. The value is ours."""
     eps: float = Field(1e-4, ge=0)
 
     def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
-        """From scores `[N, G, R]` of the whole batch, that is over all ranks, and the N tasks that they belong to."""
+        """From scores `[N, G, R]` of the whole batch, over all ranks, and their N tasks."""
         raise NotImplementedError
 
     def check(self, rewards: "Sequence[Weighed]", *, where: str, has_hr: bool) -> None:
-        """Refuse, by ValueError, rewards (the recipe's key `where`) or data that the aggregation cannot read."""
+        """Raise ValueError for rewards (the recipe's key `where`) or data that the aggregation cannot read."""
         named = [reward.name for reward in rewards if reward.attribute is not None]
         if named and not self.needs_attributes:
             raise ValueError(
@@ -50,11 +50,11 @@ class DecoupledSection(AdvantageSection):
 
 
 class ScalarisedSection(AdvantageSection):
-    """Weighted sum of the raw rewards, centred in the group, over a standard deviation of that sum."""
+    """Weighted sum of the raw rewards, centred in the group, divided by a standard deviation of that sum."""
 
     aggregation: Literal["scalarised"] = "scalarised"
     std: Literal["batch", "group"] = "batch"
-    """`batch`: of all groups (DiffusionNFT; Flow-GRPO's global std). `group`: of the member's own (DanceGRPO)."""
+    """`batch`: over all groups (DiffusionNFT; Flow-GRPO's global std). `group`: within each group (DanceGRPO)."""
 
     def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
         from rl.advantages import scalarised, scalarised_by_group, weights_and_scales
@@ -71,7 +71,7 @@ class AttributeAwareSection(AdvantageSection):
 
     aggregation: Literal["attribute_aware"] = "attribute_aware"
     detail_share: float | None = Field(None, ge=0, le=1)
-    """None: the HR image's own. 0: fidelity only, 1: perceptual only, 0.5: fixed."""
+    """None: measured on the HR image. 0: fidelity only, 1: perceptual only, 0.5: fixed."""
 
     def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
         from rl.advantages import attribute_aware, detail_shares, fidelity_flags, weights_and_scales

@@ -1,8 +1,8 @@
-"""What every configuration section is: strict (unknown keys are errors), frozen and torch-free.
+"""The base of every configuration section: strict (unknown keys are errors), frozen and torch-free.
 
-Two marks on a field: `ReadWith` says when it is read at all, `InputPath` that it names a file. Ray starts its workers
-in another directory, so `Section.absolute` joins every marked path to the directory that the user started in, in all
-sections, those of a user's own classes included.
+A field can carry two marks: `ReadWith` says when it is read at all, `InputPath` says that it names a file. Ray starts
+its workers in another directory, so `Section.absolute` joins every marked path to the user's working directory, in
+user-defined sections too.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 SKIMAGE = "skimage:"
-"""Begins the name of a photograph that scikit-image carries."""
+"""Prefix of a photograph bundled with scikit-image."""
 
 
 class ReadWith:
-    """Marks a field that is read only where another field of its section has one of some values.
+    """Marks a field that is read only if another field of the same section has one of the given values.
 
-    Setting it elsewhere is refused, and a dumped configuration leaves it out. A mistake says `null` for None.
+    Otherwise setting it is refused, and a dumped configuration leaves it out. Error messages write None as `null`.
 
         size: Annotated[int, ReadWith("window", "random", "sliding")] = 4
     """
@@ -36,7 +36,7 @@ class InputPath:
     """Marks a path, or a list or mapping of paths, that is read and not written."""
 
     may_be_name: bool = False
-    """The value may also be a name or a URL: it is joined only where a file or folder is there."""
+    """The value may also be a name or a URL: it is joined only where a file or folder exists."""
 
     def joined(self, value: str, root: Path) -> str:
         if value.startswith(SKIMAGE):
@@ -46,14 +46,14 @@ class InputPath:
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown keys and infinities and documents each field by the string under it."""
+    """A frozen section that refuses unknown keys and infinities; the string under a field documents it."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
     def absolute(self, root: Path) -> Self:
-        """A copy with every relative input path joined to `root`; bundled photographs, names and URLs stay."""
+        """A copy with every relative input path joined to `root`; bundled photographs, names and URLs are kept."""
         update = {}
         for name, field in type(self).model_fields.items():
             mark = next((m for m in field.metadata if isinstance(m, InputPath)), None)

@@ -18,17 +18,17 @@ class DataSection(PromptSection):
 
     kind: str
     path: Annotated[list[str], Field(min_length=1), InputPath()]
-    """Files, folders, or `skimage:<name>` for a photograph that scikit-image carries. A single string is accepted."""
+    """Files, folders, or `skimage:<name>` for a photograph bundled with scikit-image. A single string is accepted."""
     scale: int = Field(4, ge=1, le=8)
     crop: int = Field(128, ge=32)
     """Side of the HR crop in pixels; the LR crop is `crop / scale`."""
     flip: bool = False
-    """Mirror every other image, by chance (GDPO-SR's training)."""
+    """Mirror each image with probability 1/2 (GDPO-SR's training)."""
     enlargement: Literal["bicubic", "random"] = "bicubic"
-    """How the policy enlarges the LR image: bicubically, or by bicubic, bilinear or area, drawn for each image
-    (GDPO-SR's training)."""
+    """How the policy enlarges the LR image; `random` draws bicubic, bilinear or area for each image (GDPO-SR's
+    training)."""
     tagger: AnyTagger | None = None
-    """Writes each image's prompt from what it sees there, instead of `prompt` and `prompt_path`."""
+    """Writes each image's prompt from its content, in place of `prompt` and `prompt_path`."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -55,7 +55,7 @@ class DataSection(PromptSection):
 
     @property
     def source_side(self) -> int:
-        """Side of a crop of the images in `path`."""
+        """Side of a crop from the images in `path`."""
         return self.crop // self.scale
 
 

@@ -1,7 +1,7 @@
-"""The recipes by which LR images are made of HR images: Real-ESRGAN's second-order pipeline in numbers.
+"""The recipes that degrade HR images to LR images: the parameters of Real-ESRGAN's second-order pipeline.
 
-Defaults are what Real-ESRGAN publishes, `options/train_realesrgan_x4plus.yml` and the code that reads it. Fields that
-are a choice between two words say where another recipe departs from that code. The pipeline itself is
+Defaults are Real-ESRGAN's published values, from `options/train_realesrgan_x4plus.yml` and the code that reads it.
+Fields with two named choices mark where another recipe departs from that code. The pipeline itself is
 `rl.data.degradation`.
 """
 
@@ -22,7 +22,7 @@ class DegradationOrder(Section):
     kernel_probabilities: tuple[float, float, float, float, float, float] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
     """iso, aniso, generalized iso, generalized aniso, plateau iso, plateau aniso."""
     blur_sigma: Range = (0.2, 3.0)
-    """Pixels at the size of that pass."""
+    """In pixels, at the image size of that pass."""
     generalized_beta: Range = (0.5, 4.0)
     plateau_beta: Range = (1.0, 2.0)
     beta_draw: Literal["halves", "uniform"] = "halves"
@@ -33,7 +33,7 @@ class DegradationOrder(Section):
     resize_range: Range = (0.15, 1.5)
     """Factors: down from the first number to 1, up from 1 to the second."""
     gaussian_noise_probability: float = 0.5
-    """Else Poisson noise."""
+    """Otherwise Poisson noise."""
     noise_sigma_255: Range = (1.0, 30.0)
     poisson_scale: Range = (0.05, 3.0)
     gray_noise_probability: float = 0.4
@@ -100,18 +100,18 @@ class Degradation(Section):
     first: DegradationOrder = DegradationOrder()
     second: DegradationOrder = _REALESRGAN_SECOND
     second_order_probability: float = Field(1.0, ge=0.0, le=1.0)
-    """Else blur, resize and noise of the second pass are left out; its JPEG is not."""
+    """Otherwise the second pass skips blur, resize and noise, but not JPEG."""
     final_sinc_probability: float = Field(0.8, ge=0.0, le=1.0)
     usm_sharpen_hr: bool = True
-    """Sharpen the HR image by unsharp masking: what is degraded, and what `rl.data.degradation.target` gives."""
+    """Sharpen the HR image by unsharp masking, both before degrading it and as `rl.data.degradation.target`."""
     second_resize: Literal["lr_size", "current_size"] = "lr_size"
     """What the second resize's factor multiplies: the LR size (published) or the size after the first pass."""
     final_sinc_cutoff: Literal["third", "by_size"] = "third"
-    """Lowest cutoff of the last sinc filter: pi/3 (published), or as in the passes' own sinc filters pi/3 for kernels
-    below 13 pixels and pi/5 from there on."""
+    """Lowest cutoff of the final sinc filter. `third`: pi/3 (published). `by_size`: as in the passes' own sinc filters,
+    pi/3 for kernels below 13 pixels, else pi/5."""
     operators: Literal["torch", "opencv"] = "torch"
-    """`torch`: resizing as PyTorch does it, borders mirrored at the edge pixel, grey Poisson noise by luma (published).
-    `opencv`: cv2's resizing, borders mirrored with the edge pixel twice, grey Poisson noise by the channels' mean."""
+    """`torch`: PyTorch's resizing, reflected borders without the edge pixel, grey Poisson noise from luma (published).
+    `opencv`: cv2's resizing, reflected borders with the edge pixel, grey Poisson noise from the channel mean."""
 
 
 DEGRADATIONS: dict[str, Degradation] = {
@@ -128,10 +128,10 @@ DEGRADATIONS: dict[str, Degradation] = {
     ),
     "gdpo": Degradation(first=_GDPO_FIRST, second=_GDPO_SECOND, usm_sharpen_hr=False),
 }
-"""`realesrgan`: as published. `light`: ours, for models of a few million parameters; Real-ESRGAN's full ranges leave
-LR crops of 32 pixels with little to restore, and its departures from the published code are those that the embedded
-presets are trained on. `gdpo`: what NAOSD and GDPO-SR train on, `GDPOSR/datasets/params_GDPO.yml` of
-github.com/Joyies/GDPO, which is not sharpened."""
+"""`realesrgan`: as published. `light`: ours, for models of a few million parameters: Real-ESRGAN's full ranges leave
+little to restore in 32-pixel LR crops. The embedded presets were trained with its departures from the published code.
+`gdpo`: what NAOSD and GDPO-SR train on, `GDPOSR/datasets/params_GDPO.yml` of github.com/Joyies/GDPO, without
+sharpening."""
 
 DegradationName = Literal["realesrgan", "light", "gdpo"]
 
@@ -143,4 +143,4 @@ def _form(value: Any) -> str:
 DegradationChoice = Annotated[
     Annotated[DegradationName, Tag("<name>")] | Annotated[Degradation, Tag("<ranges>")], Discriminator(_form)
 ]
-"""A named recipe or the ranges; the tag decides which of the two a mistake is explained as."""
+"""A named recipe or the ranges; the tag decides which of the two an error message refers to."""

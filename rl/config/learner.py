@@ -28,13 +28,13 @@ class LearnerSection(Section):
     gpus_per_rank: float = Field(0.0, ge=0)
     threads: int = Field(1, ge=1)
     zero_stage: Literal[0, 1, 2] = 2
-    """0, 1 and 2 compared in tests/benchmarks/RESULTS.md, 7: 2 is the fastest there and needs the least memory."""
+    """tests/benchmarks/RESULTS.md, 7, compares 0, 1 and 2: 2 is the fastest there and needs the least memory."""
     optimizer: OptimizerSection = OptimizerSection()
     micro_batch: int | None = Field(None, ge=1)
-    """Members (or pairs) of one forward and backward; the gradient is the whole group's. None: as many as were
-    sampled at once (`rollout.micro_batch`), which is the whole group unless that is set."""
+    """Members (or pairs) per forward and backward pass; the gradient is the whole group's. None: as many as were
+    sampled at once (`rollout.micro_batch`), by default the whole group."""
     updates_per_batch: int = Field(1, ge=1)
-    """Optimiser steps per training batch, among which its micro-batches are shared out (`objective.order`)."""
+    """Optimiser steps per training batch; its micro-batches are divided among them (`objective.order`)."""
     ema_decay: float = Field(0.9, ge=0, lt=1)
     """EMA of the policy adapter for evaluation and export, warm-up min((1 + s) / (10 + s), ema_decay)."""
     deadline_s: float = Field(1800.0, gt=0)

@@ -1,5 +1,4 @@
-"""YAML plus dotted overrides in, a checked recipe of the `kind` that it names out; every mistake is one readable
-line."""
+"""YAML plus dotted overrides in, a validated recipe of its `kind` out; every error is one readable line."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ Model = TypeVar("Model", bound=Section)
 
 
 class ConfigError(InputError):
-    """A configuration that cannot run; the message says what was expected, what came and what to write."""
+    """A configuration that cannot run; the message says what was expected, what was given and what to write."""
 
 
 def _online(raw: dict[str, Any]) -> type[Section]:
@@ -42,13 +41,13 @@ KINDS: dict[str, Callable[[dict[str, Any]], type[Section]]] = {
     "offline": _offline,
     "pretrain": _pretrain,
 }
-"""What a recipe can be, `kind` at its root -> its section. `isrl train` runs `online` and `offline`."""
+"""`kind` at the root of a recipe -> its section. `isrl train` runs `online` and `offline`."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Section:
-    """Read `path`, apply `a.b.0.c=value` overrides in order (values are YAML), validate as what its `kind` says."""
+    """Read `path`, apply `a.b.0.c=value` overrides in order (values are YAML), validate by its `kind`."""
     raw = read_recipe(path, overrides)
-    # schema version 1 had no kind: the section refuses it with what has moved since
+    # schema version 1 had no kind: the section refuses it and says what has moved since
     kind = raw.get("kind", "online" if "schema_version" in raw else None)
     if not isinstance(kind, str) or kind not in KINDS:
         got = f"got {kind!r}" if "kind" in raw else "got none"
@@ -99,7 +98,7 @@ def read_recipe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def validate(model: type[Model], raw: dict[str, Any], source: str) -> Model:
-    """Check a mapping against a section; `source` begins the message."""
+    """Check a mapping against a section; the error message starts with `source`."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
@@ -108,20 +107,20 @@ def validate(model: type[Model], raw: dict[str, Any], source: str) -> Model:
 
 
 def dump_config(config: Section) -> str:
-    """The resolved configuration as YAML that `load_recipe` reads back to an equal value."""
+    """The resolved configuration as YAML; `load_recipe` reads it back to an equal value."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A section of a recipe: its class, and where that was chosen by name, the union and the path to it."""
+    """A section of a recipe: its class and, if chosen by name, the union and the path to it."""
 
     section: type[Section]
     union: OpenUnion | None = None
     path: tuple[str | int, ...] = ()
 
     def hint(self, key: str, raw: Any) -> str:
-        """What to do about a key that the section has not."""
+        """What to do about a key that the section does not have."""
         if self.union is not None:
             readers = [name for name in self.union.registry if key in self.union.member(name).model_fields]
             if readers:
@@ -150,7 +149,7 @@ def _explain(error: Any, model: type[Section], raw: Any) -> str:
 
 
 def _place(model: type[Section], raw: Any, loc: Sequence[str | int]) -> tuple[_Place | None, Any]:
-    """The section at `loc`, where a union's member depends on what `raw` has there, and what it has there."""
+    """The section at `loc`, which for a union depends on the raw value there, and that raw value."""
     place: _Place | None = _Place(model, PRETRAINS if issubclass(model, PretrainSection) else None)
     marks: Sequence[Any] = ()
     annotation: Any = model

@@ -1,4 +1,4 @@
-"""What a run reports while it runs: the JSON lines are always written, everything else is chosen here."""
+"""What a run reports as it runs: JSON lines are always written, everything else is chosen here."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ class MonitorConfig(Section):
     """`offline` needs no key and no network: upload later with `wandb sync`. `online` reads WANDB_API_KEY."""
     project: Annotated[str, Field(min_length=1), ReadWith("wandb", "offline", "online")] = "isrl"
     entity: Annotated[str | None, ReadWith("wandb", "offline", "online")] = None
-    """W&B team; None is the key's own account."""
+    """W&B team; None: the account of the API key."""
     sample_every: int = Field(10, ge=1)
     """Steps between two sample sheets (PNG and JSON, and a W&B table where W&B is on)."""
     progress: bool = True

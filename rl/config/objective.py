@@ -1,7 +1,7 @@
-"""Objectives: each section has the values of one algorithm and declares what that algorithm needs of a run.
+"""Objectives: each section holds the parameters of one algorithm and declares what that algorithm needs from a run.
 
-The system asks the declaration and knows no objective by its name. An objective of your own extends `ObjectiveSection`
-and is named by `type: package.module:Class`.
+The rest of the code reads the declaration and never compares names. Your own objective extends `ObjectiveSection`; a
+recipe selects it by `type: package.module:Class`.
 """
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -35,16 +35,16 @@ class ObjectiveSection(Section):
     builder: ClassVar[str]
     """`module:Class` of the `rl.objectives.base.Objective`."""
     likelihood: ClassVar[bool] = False
-    """Groups carry a trajectory: they are sampled with steps that have a likelihood, in micro-batches of which training
-    repeats each as it was."""
+    """Groups carry a trajectory: their sampling steps have a likelihood, and training repeats the sampling
+    micro-batches exactly."""
     pairs: ClassVar[bool] = False
     """Trains on pairs of members (`rl.preferences`) instead of all members."""
     online_only: ClassVar[str | None] = None
-    """Why it cannot train mined images, as the end of a sentence; None where it can."""
+    """Why it cannot train on mined images, as the end of a sentence; None where it can."""
     online_keys: ClassVar[frozenset[str]] = frozenset()
-    """Its keys that say how groups are sampled."""
+    """Keys that control how groups are sampled."""
     varied_levels: ClassVar[bool] = False
-    """Members of a group may differ by the level of their noise instead of the noise."""
+    """Members of a group may differ in noise level instead of noise."""
 
     type: str
 
@@ -60,12 +60,12 @@ class ObjectiveSection(Section):
 
     @property
     def reference_needed(self) -> bool:
-        """The loss compares with the reference."""
+        """The loss compares against the reference."""
         return False
 
     @property
     def anchor_needed(self) -> Anchor | None:
-        """The adapter that the loss holds the policy against beside the reference; None where there is none."""
+        """The adapter, besides the reference, that anchors the loss; None where there is none."""
         return None
 
     @property
@@ -75,8 +75,8 @@ class ObjectiveSection(Section):
 
     @property
     def update_order(self) -> Order:
-        """How micro-batches are shared out among the updates of a batch. `timesteps`: each update sees every group at
-        some of its slots; `samples`: each sees some of the members at all of them."""
+        """How micro-batches are divided among the updates of a batch. `timesteps`: each update sees every group at
+        some of its slots. `samples`: each update sees some of the members at all slots."""
         return "timesteps"
 
     def slots(self, sampler: "SamplerSection") -> int:
@@ -84,11 +84,11 @@ class ObjectiveSection(Section):
         raise NotImplementedError
 
     def forwards(self, parts: int = 1) -> int:
-        """Forward passes of the backbone for one micro-batch, of which `parts` make a group."""
+        """Forward passes of the backbone for one micro-batch, `parts` of which make a group."""
         return 1 + self.reference_needed + (self.anchor_needed is not None)
 
     def check(self, policy: "PolicySection", sampler: "SamplerSection") -> None:
-        """Refuse, by ValueError, what this objective cannot train."""
+        """Raise ValueError for what this objective cannot train."""
 
 
 class NFTSection(ObjectiveSection):
@@ -105,8 +105,8 @@ class NFTSection(ObjectiveSection):
     """Weight of mean (v_theta - v_ref)^2; at 0 the reference forward is skipped. Not `beta`."""
     old_decay: OldDecay = OldDecay()
     anchor: Anchor = "newest"
-    """Which `old` adapter the implicit policies are built around, where groups are older than the newest version: the
-    newest, or the behaviour that sampled the group. Without lag they are the same."""
+    """Which `old` adapter the implicit policies are built around when groups are older than the newest version: the
+    newest, or the behaviour policy that sampled the group. Without lag both are the same."""
     timestep_fraction: float = Field(0.99, gt=0, le=1)
     """Share of the sampler's grid that each member is trained on: floor(steps * fraction) random points."""
     allow_one_step: bool = False
@@ -125,7 +125,7 @@ class NFTSection(ObjectiveSection):
         return self.adv_clip_max
 
     def slots(self, sampler: "SamplerSection") -> int:
-        """floor(steps * fraction), DiffusionNFT's number of trained grid points of a member; at least 1 of one step."""
+        """floor(steps * fraction), DiffusionNFT's number of trained grid points per member; 1 for a single step."""
         return 1 if sampler.steps_taken == 1 else int(sampler.steps_taken * self.timestep_fraction)
 
     def check(self, policy: "PolicySection", sampler: "SamplerSection") -> None:
@@ -152,8 +152,8 @@ class PreferenceSection(ObjectiveSection):
     online_keys = frozenset({"sample_from"})
 
     sample_from: Literal["reference", "policy"] = "reference"
-    """`reference`: groups come from the frozen reference, as GDPO-SR publishes it and as offline pairs amount to.
-    `policy`: from the newest adapter."""
+    """`reference`: groups come from the frozen reference, as in GDPO-SR and, in effect, with offline pairs. `policy`:
+    from the newest adapter."""
     draws: int = Field(1, ge=1)
     """Noise draws per group."""
 
@@ -166,7 +166,7 @@ class PreferenceSection(ObjectiveSection):
         return True
 
     def slots(self, sampler: "SamplerSection") -> int:
-        """One per noise draw, whatever the sampler's steps are."""
+        """One per noise draw, regardless of the sampler's steps."""
         return self.draws
 
 
@@ -177,13 +177,13 @@ class GDPOSection(PreferenceSection):
 
     type: Literal["gdpo"] = "gdpo"
     omega: float = Field(5000.0, gt=0)
-    """Strength of the preference; the published loss has it with a factor 1/2, on the mean squared error."""
+    """Strength of the preference; in the published loss it has a factor 1/2 and multiplies mean squared errors."""
     noise: Literal["member", "group"] = "member"
-    """`member`: each has its own, as published. `group`: all share one, as Diffusion-DPO's pairs do (ours): what the
-    noise alone adds to an error is then the same for every member, and the advantages, which sum to 0, cancel it."""
+    """`member`: each has its own, as published. `group`: all share one, as in Diffusion-DPO's pairs (ours). The noise
+    itself then adds the same error to every member, and the advantages, which sum to 0, cancel it."""
 
     def forwards(self, parts: int = 1) -> int:
-        """A group in parts takes a first pass over all errors (`rl.objectives.preference`)."""
+        """A group in parts needs a first pass over all errors (`rl.objectives.preference`)."""
         return super().forwards(parts) + (parts > 1)
 
 
@@ -207,7 +207,7 @@ class GRPOSection(ObjectiveSection):
 
     type: Literal["grpo"] = "grpo"
     clip: float = Field(1e-4, gt=0, lt=1)
-    """Range of the ratio, whose log-probability is a mean over the latent: 1e-4; Fast 1e-5; Guard 2e-6 to 4e-6."""
+    """Clip range of the ratio, with log-probabilities averaged over the latent: 1e-4; Fast 1e-5; Guard 2e-6 to 4e-6."""
     adv_clip_max: float = Field(5.0, gt=0)
     kl_weight: float = Field(0.04, ge=0)
     """Weight of mean (mu - mu_ref)^2 / (2 sigma_t^2); at 0 the reference forward is skipped. DanceGRPO and Guard: 0."""
@@ -216,8 +216,8 @@ class GRPOSection(ObjectiveSection):
     weight_by_dt: bool = False
     """Multiply a step's loss by 1 / dt, GRPO-Guard's weight."""
     order: Order = "timesteps"
-    """`samples`, as published: micro-batches of members are shuffled over the batch, each update sees its share of them
-    at all trained steps. `timesteps`: each update sees every group at some steps."""
+    """`samples`, as published: micro-batches of members are shuffled over the batch, and each update sees its share of
+    them at all trained steps. `timesteps`: each update sees every group at some steps."""
 
     @property
     def update_order(self) -> Order:

@@ -1,4 +1,4 @@
-"""An offline run: groups come from pools of candidates on disk; no process samples and none scores."""
+"""An offline run: groups come from pools of candidates on disk; nothing is sampled or scored."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -14,7 +14,7 @@ class PoolSection(Section):
     path: Annotated[list[str], Field(min_length=1), InputPath()]
     """Folders with a `pool.jsonl`. A single string is accepted."""
     group_size: int = Field(ge=2)
-    """G: the first G candidates of each LR image; every image needs as many."""
+    """G: the first G candidates of each LR image are used; every image needs at least G."""
 
     @field_validator("path", mode="before")
     @classmethod
@@ -29,7 +29,7 @@ class ScoreSection(Section):
     """Its key in a pool's `scores`; higher is better."""
     weight: float = Field(1.0, gt=0)
     scale: float = Field(1.0, gt=0)
-    """The score's natural unit, as `scale` of an online run's rewards."""
+    """The score's natural unit, like `scale` of an online run's rewards."""
     attribute: Literal["fidelity", "perceptual"] | None = None
     """Read by `advantage.aggregation: attribute_aware`."""
 
@@ -55,7 +55,7 @@ class OfflineConfig(TrainingSection):
         if unread:
             raise ValueError(f"objective.{unread[0]} says how groups are sampled, and pools are; remove it")
         self.objective.check(self.policy, self.sampler)
-        # whether a pool has HR images is known when it is read
+        # whether a pool has HR images is known only once it is read
         self.advantage.check(self.scores, where="scores", has_hr=True)
         self._check_shares()
         self._check_devices({})

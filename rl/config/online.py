@@ -1,4 +1,4 @@
-"""An online run: sections put together, and the combinations that cannot work refused."""
+"""An online run: its sections, with combinations that cannot work refused."""
 
 from typing import Any, Literal, Self
 
@@ -18,14 +18,14 @@ MOVED = (
     "rollout.t_add_range are rollout.sampler={solver: one_step, t_add_range: ...}; data.hr_path belongs to kind "
     "paired, data.degradation to kind hr"
 )
-"""What schema version 1 had elsewhere."""
+"""Keys that moved since schema version 1."""
 
 
 class OnlineTrainSection(TrainSection):
-    """The same for groups that are sampled while the run goes."""
+    """The loop of a run that samples its own groups."""
 
     max_policy_lag: int = Field(1, ge=0)
-    """0: sampling waits for the newest adapter. n >= 1: groups of step s may come from version s - n on, so that
+    """0: sampling waits for the newest adapter. n >= 1: groups of step s may come from version s - n or newer, so that
     sampling, scoring and training overlap."""
 
 
@@ -37,13 +37,13 @@ class EvalSection(Section):
     samples: int = Field(1, ge=1)
     """Samples per crop."""
     every: int = Field(0, ge=0)
-    """Steps between evaluations in the middle of the run; 0: only before and after."""
+    """Steps between evaluations during the run; 0: only before and after."""
     sampler: AnySampler | None = None
-    """Without a value: that of `rollout`, or its deterministic counterpart."""
+    """If unset, that of `rollout` or its deterministic counterpart."""
 
 
 class RunConfig(TrainingSection):
-    """One online training run: groups are sampled, scored and trained on while it goes."""
+    """One online training run, which samples, scores and trains on its groups."""
 
     kind: Literal["online"] = "online"
     train: OnlineTrainSection = OnlineTrainSection()
@@ -143,8 +143,8 @@ class RunConfig(TrainingSection):
 
     @property
     def taggers(self) -> dict[str, TaggerSection]:
-        """Section -> the tagger that processes are started for. An evaluation whose tagger differs from training's in
-        nothing but the image that it sees uses the processes of `data`."""
+        """Section -> tagger to start processes for. An evaluation tagger that differs from training's only in `image`
+        uses the processes of `data`."""
         ours, held_out = self.data.tagger, self.eval.data.tagger if self.eval else None
         found = {} if ours is None else {"data": ours}
         if held_out is not None and (ours is None or held_out.model_copy(update={"image": ours.image}) != ours):

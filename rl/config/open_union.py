@@ -1,10 +1,9 @@
-"""A section that is chosen by name from a registry which a user's own classes may join.
+"""A section chosen by name from a registry that is open to user-defined classes.
 
     policy: Annotated[PolicySection, OpenUnion(POLICIES, base="rl.config.policy:PolicySection", default="flux2sr")]
 
-A registry is a dict literal from name to `module:Class`; a name with a colon is such a reference itself, so that a
-class of a user needs no registration. The module is imported when the name is used, in every process that reads the
-section.
+A registry is a dict literal from name to `module:Class`. A name with a colon is itself such a reference, so a user's
+class needs no registration. The module is imported when the name is used, in every process that reads the section.
 """
 
 import importlib
@@ -25,7 +24,7 @@ class OpenUnion:
         registry: name -> `module:Class`.
         base: the section that every member extends.
         key: the field that holds the name.
-        default: the name where the key is absent; None makes the key required.
+        default: the name used if the key is absent; None makes the key required.
     """
 
     registry: Mapping[str, str]
@@ -37,7 +36,7 @@ class OpenUnion:
         return core_schema.no_info_plain_validator_function(self.validate)
 
     def validate(self, value: Any) -> Section:
-        """A mapping as the section that it names; a section of the union as it is."""
+        """The section that a mapping names; a section of the union is returned as it is."""
         if isinstance(value, self.base):
             return value
         if not isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What every policy's section has, and where sections are found. A policy's own section lives in its folder."""
+"""The base of all policy sections, and their registry. A policy's own section lives in its folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Prediction = Literal["velocity", "noise"]
 Layout = Literal["flux2", "unet"]
 REFERENCES = ("start", "base")
-"""Values of `policy.reference` that are no files."""
+"""Values of `policy.reference` that are not files."""
 
 
 class LoraSection(Section):
@@ -24,15 +24,15 @@ class LoraSection(Section):
     rank: int = Field(32, ge=1)
     alpha: float = Field(64.0, gt=0)
     targets: str = ""
-    """A name of the policy's `lora_targets`; without a value its first."""
+    """One of the policy's `lora_targets`; if unset, the first."""
     init_from: Annotated[str | None, InputPath()] = None
-    """An adapter to start from, a file or a PEFT folder; it keeps its strength whatever rank and alpha are here."""
+    """Adapter to start from, a file or a PEFT folder; it keeps its strength, whatever `rank` and `alpha` are."""
 
 
 class PolicySection(Section):
-    """Which generator, and where its weights are. The class variables are the facts that the system asks for.
+    """Which generator, and where its weights are. The class variables are facts that the rest of the code reads.
 
-    A policy of your own extends this class and is named by `type: package.module:Class`.
+    Your own policy extends this class; a recipe selects it by `type: package.module:Class`.
     """
 
     builder: ClassVar[str]
@@ -42,26 +42,26 @@ class PolicySection(Section):
     prediction: ClassVar[Prediction]
     """What the backbone predicts: the velocity of a flow, or the noise of a DDPM."""
     one_step: ClassVar[bool] = False
-    """One model call makes the image."""
+    """One model call produces the image."""
     solvers: ClassVar[tuple[str, ...]] = ("dpm2", "euler", "heun", "sde")
-    """Values of `rollout.sampler.solver` that it can be sampled with; the first is the default."""
+    """Supported values of `rollout.sampler.solver`; the first is the default."""
     lora_targets: ClassVar[dict[str, tuple[str, ...]]]
     """Name -> layer-name suffixes; the first set is the default."""
     files: ClassVar[tuple[str, ...]]
-    """What its folder must hold."""
+    """Files that its folder must contain."""
     trained: ClassVar[tuple[str, ...]]
-    """Its components that get adapters, as diffusers' pipeline and the folder call them; the keys of the policy's
-    `modules`, and what the adapter's names begin with."""
+    """Components that get adapters, named as in diffusers' pipeline and in the folder. They are the keys of the
+    policy's `modules` and the prefixes of the adapter's tensor names."""
     layout: ClassVar[Layout | None] = None
-    """Whose names kohya and ComfyUI have for its layers (`rl.policies.lora_keys`); None where they have none."""
+    """Naming scheme of its layers in kohya and ComfyUI (`rl.policies.lora_keys`); None where they have none."""
     reads_text: ClassVar[bool] = True
-    """It is conditioned on a prompt, which its folder can encode or has as a cached embedding."""
+    """It is conditioned on a prompt: its folder has a text encoder or a cached embedding."""
     text_files: ClassVar[tuple[str, ...]] = ()
-    """What its folder holds where it can encode prompts; empty where it never can."""
+    """Files in its folder that let it encode prompts; empty where it never can."""
     tile_px: ClassVar[int]
-    """Output side on which tiles look best: the side that the model was trained at."""
+    """Best tile side in output pixels: the side that the model was trained at."""
     presets: ClassVar[Path | None] = None
-    """Folder with embedded weights, one folder per preset."""
+    """Folder with embedded weights, one subfolder per preset."""
     preset_tile_px: ClassVar[int] = 128
 
     type: str
@@ -74,8 +74,8 @@ class PolicySection(Section):
     """A safetensors file with `prompt_embeds [L, D]`; the default is the file in the policy's folder."""
     lora: LoraSection = LoraSection()
     reference: Annotated[str, InputPath(may_be_name=True)] = "start"
-    """What preference and KL terms compare with: `start`, the adapter that training begins with (`lora.init_from`, else
-    the base); `base`, adapters off; or an adapter file."""
+    """What preference and KL terms compare against: `start`, the adapter that training starts from (`lora.init_from`,
+    else the base); `base`, adapters off; or an adapter file."""
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +103,7 @@ class PolicySection(Section):
         return self
 
     def absolute(self, root: Path) -> Self:
-        """Names stay, those of presets and references, also where a file or folder of that name lies in `root`."""
+        """Names of presets and references stay, even where `root` has a file or folder of that name."""
         names = {} if self.preset_folder() is None else {"path": self.path}
         if self.reference in REFERENCES:
             names["reference"] = self.reference
@@ -142,17 +142,17 @@ class PolicySection(Section):
         return Path(self.prompt_embeds).expanduser() if self.prompt_embeds else folder / "prompt_embeds.safetensors"
 
     def encodes_prompts(self, folder: Path) -> bool:
-        """Whether prompts are read: there is a text encoder, and no cached embedding takes its place."""
+        """Whether prompts are read: there is a text encoder and no cached embedding to replace it."""
         has_encoder = bool(self.text_files) and all((folder / file).is_file() for file in self.text_files)
         return has_encoder and not self.prompt_file(folder).is_file()
 
     def check(self) -> None:
-        """Refuse, by `InputError`, what the files of the policy contradict. Torch-free; called before anything
+        """Raise `InputError` where the policy's files contradict the section. Torch-free; called before anything
         starts."""
         self.folder()
 
     def check_prompts(self, where: str, data: "DataSection") -> None:
-        """A policy without text, or with one cached embedding, has nothing that could read a prompt."""
+        """Refuse prompts for a policy that reads no text or has one cached embedding."""
         folder = self.preset_folder() or Path(self.path).expanduser()
         given = [f"{where}.{key}" for key in ("prompt", "prompt_path", "prompt_suffix", "tagger") if getattr(data, key)]
         if given and not self.encodes_prompts(folder):
@@ -174,7 +174,7 @@ POLICIES: dict[str, str] = {
 }
 POLICY_UNION = OpenUnion(POLICIES, base=PolicySection, default="flux2sr")
 AnyPolicy = Annotated[PolicySection, POLICY_UNION]
-"""The field of a recipe."""
+"""A recipe's `policy`."""
 
 
 def policy_section(**keys: Any) -> PolicySection:

@@ -36,7 +36,7 @@ class VaeStage(Section):
     lpips_weight: float = Field(0.3, ge=0)
     kl_weight: float = Field(1e-3, ge=0)
     blurred_share: float = Field(0.2, ge=0, le=1)
-    """Crops shrunk and enlarged by the SR scale, so that the encoder also serves enlarged LR images."""
+    """Share of crops shrunk and re-enlarged by the SR scale, so that the encoder also handles enlarged LR images."""
 
     @property
     def size(self) -> str:
@@ -59,8 +59,8 @@ class TransformerSize(Section):
 class FlowStage(Section):
     """L = L_FM + charbonnier_weight L_Charb + lpips_weight L_LPIPS on the decoded x0 = x_t - t v.
 
-    FoA-SR's loss; its weights are unpublished. The two image terms cost a decode, so they are taken on every
-    `image_every`-th member of the batch. LPIPS warms up linearly, as in the paper.
+    FoA-SR's loss; its weights are unpublished. The two image terms need a decode, so they are computed on every
+    `image_every`-th member of the batch only. LPIPS warms up linearly, as in the paper.
     """
 
     steps: int = Field(3000, ge=1)
@@ -72,9 +72,9 @@ class FlowStage(Section):
     lpips_weight: float = Field(0.1, ge=0)
     image_every: int = Field(8, ge=1)
     image_from: float = Field(0.1, ge=0, le=1)
-    """Share of the steps before the image terms begin."""
+    """Share of the steps before the image terms start."""
     lpips_full_from: float = Field(0.3, ge=0, le=1)
-    """Share of the steps after which LPIPS has its full weight."""
+    """Share of the steps after which LPIPS reaches its full weight."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 
@@ -96,7 +96,7 @@ class KLVaeSize(Section):
 
 
 class TeacherStage(Section):
-    """The multi-step model that distils: eps-prediction on HR latents, mean (e - eps)^2 at t ~ U[0, T)."""
+    """The multi-step teacher: eps-prediction on HR latents, mean (e - eps)^2 at t ~ U[0, T)."""
 
     steps: int = Field(3000, ge=1)
     batch: int = Field(32, ge=1)
@@ -108,7 +108,7 @@ class TeacherStage(Section):
 
 
 class StudentStage(Section):
-    """NAOSD's generator: pixel + lpips_weight LPIPS + vsd_weight VSD, and the fake score beside it."""
+    """NAOSD's generator: pixel + lpips_weight LPIPS + vsd_weight VSD, and the fake score."""
 
     steps: int = Field(3000, ge=1)
     batch: int = Field(8, ge=1)
@@ -116,33 +116,33 @@ class StudentStage(Section):
     """GDPO-SR: 5e-5, constant."""
     warmup_steps: int = Field(100, ge=1)
     floor: float = Field(1.0, ge=0, le=1)
-    """The share of `lr` at the end of a cosine; 1 keeps it constant, as published."""
+    """Share of `lr` left at the end of the cosine decay; 1 keeps it constant, as published."""
     weight_decay: float = Field(1e-2, ge=0)
     pixel: Literal["l2", "l1"] = "l2"
-    """The published code takes L2, the paper writes L1."""
+    """The published code uses L2; the paper writes L1."""
     pixel_weight: float = Field(1.0, ge=0)
     lpips_weight: float = Field(2.0, ge=0)
     vsd_weight: float = Field(1.0, ge=0)
     lora_rank: int = Field(4, ge=1)
-    """On the VAE's encoder and on the UNet, whose conv_in is trained as a whole."""
+    """On the VAE encoder and the UNet; the UNet's conv_in is trained in full."""
     lora_alpha: float = Field(8.0, gt=0)
     fake_rank: int = Field(4, ge=1)
     fake_lr: float = Field(5e-5, gt=0)
     accumulate: int = Field(1, ge=1)
     """Batches per optimiser step."""
     guidance: float = Field(7.5, ge=0)
-    """Of the real score."""
+    """Guidance scale of the real score."""
     autocast: bool = False
-    """bfloat16 autocast; the published run takes fp16."""
+    """bfloat16 autocast; the published run uses fp16."""
     t_range: tuple[float, float] = (0.02, 0.5)
-    """Of VSD's timestep, as shares of T; OSEDiff has up to 0.98."""
+    """Range of VSD's timestep, as shares of T; OSEDiff goes up to 0.98."""
     checkpoint_every: int = Field(500, ge=1)
-    """Steps between two writes of what an interrupted stage resumes from when the same command is given again."""
+    """Steps between checkpoints; an interrupted stage resumes from the last one when the same command is run again."""
     clamp: bool = True
-    """Clamp the decoded image to the range of pixels before the losses, as published."""
+    """Clamp the decoded image to the pixel range before the losses, as published."""
     t_add_range: tuple[int, int] | None = None
-    """Each sample's own t_add, uniform, ends included. None: `t_add` for all, as published. Ours: a small model that
-    has seen one noise level alone does not know the others, which inference may ask for."""
+    """Draw each sample's t_add uniformly from this range, ends included. None: `t_add` for all, as published. Ours: a
+    small model trained at a single noise level cannot handle the others that inference may ask for."""
 
     @model_validator(mode="after")
     def _range(self) -> Self:
@@ -180,7 +180,7 @@ class PretrainSection(Section):
 
     @property
     def sampler(self) -> ODESection | OneStepSection:
-        """Of the samples in the card."""
+        """How the samples in the card are made."""
         raise NotImplementedError
 
     def stages(self) -> list[tuple[str, str]]:
@@ -200,7 +200,7 @@ class FlowPretrain(PretrainSection):
     type: Literal["flux2sr"] = "flux2sr"
     vae: VaeStage = VaeStage()
     pairs: int = Field(12000, ge=1)
-    """Crops whose latents are cached before training, as FoA-SR caches latents."""
+    """Number of crops; their latents are cached before training, as in FoA-SR."""
     transformer: TransformerSize = TransformerSize()
     flow: FlowStage = FlowStage()
     sampler_steps: int = Field(10, ge=1)
@@ -222,25 +222,25 @@ class NAOSDPretrain(PretrainSection):
 
     type: Literal["naosd"] = "naosd"
     base: Annotated[str | None, InputPath()] = None
-    """Folder of the multi-step model. None: trained first from the photographs into `out`/base, by the sections `vae`,
-    `vae_size`, `unet`, `pairs` and `teacher`, which are read only then."""
+    """Folder of the multi-step model. None: first trained on the photographs and written to `out`/base; only then are
+    `vae`, `vae_size`, `unet`, `pairs` and `teacher` read."""
     vae: Annotated[VaeStage, ReadWith("base", None)] = VaeStage()
     vae_size: Annotated[KLVaeSize, ReadWith("base", None)] = KLVaeSize()
     pairs: Annotated[int, Field(ge=1), ReadWith("base", None)] = 12000
-    """Crops whose latents are cached before the multi-step model is trained."""
+    """Number of crops; their latents are cached before the multi-step model is trained."""
     unet: Annotated[UNetSize, ReadWith("base", None)] = UNetSize()
     teacher: Annotated[TeacherStage, ReadWith("base", None)] = TeacherStage()
     augment: bool = True
     """Shrink, rotate, mirror and channel-permute the student's crops."""
     flip: Annotated[bool, ReadWith("augment", False)] = False
-    """Mirror every other of the student's crops, by chance."""
+    """Mirror each of the student's crops with probability 1/2."""
     enlargement: Literal["bicubic", "random"] = "bicubic"
-    """How LR images are enlarged for the student: bicubically, or by bicubic, bilinear or area, drawn for each."""
+    """How LR images are enlarged for the student; `random` draws bicubic, bilinear or area for each."""
     student: StudentStage = StudentStage()
     prompts: PromptSection = PromptSection()
-    """Of the HR photographs. A base without a text encoder has one embedding for all of them."""
+    """Prompts of the HR photographs. A base without a text encoder has one embedding for all of them."""
     negative_prompt: str = ""
-    """Of the real score's guidance."""
+    """For the real score's guidance."""
     t_add: int = Field(250, ge=0, lt=1000)
     t_diff: int = Field(100, ge=0, lt=1000)
 

@@ -13,7 +13,7 @@ class PromptSection(Section):
     prompt: str = ""
     """One text for every image, for policies with a text encoder."""
     prompt_path: Annotated[str | None, InputPath()] = None
-    """A folder with `<image name>.txt` for every image, instead of `prompt`; GDPO-SR takes RAM's tags."""
+    """A folder with `<image name>.txt` for every image, instead of `prompt`; GDPO-SR uses RAM's tags."""
     prompt_suffix: str = ""
     """Appended to every prompt; GDPO-SR and OSEDiff: `clean, high-resolution, 8k`."""
 

@@ -1,4 +1,4 @@
-"""What every reward's section has, and where sections are found; the sections of isrl are in `rewards/sections.py`."""
+"""The base of all reward sections, and their registry; isrl's own sections are in `rewards/sections.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,33 +12,33 @@ from rl.config.server import ServerSection
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file or a folder that a reward loads and, where it is not on disk, downloads."""
+    """A file or folder that a reward loads, and downloads if it is not on disk."""
 
     name: str
     url: str
-    """Empty where it is not downloaded."""
+    """Empty if it is never downloaded."""
     path: Path
     """Where it is looked for, and where a download puts it."""
     found: bool
     option: str = ""
-    """The option that names a local file in its place; empty where there is none."""
+    """The option that names a local file instead; empty if there is none."""
 
 
 class RewardSection(ServerSection):
     """One column of the reward table.
 
-    A reward of your own extends this class, sets `builder` to a class that fits `rewards.base.Reward` and is made from
-    this section, and is named by `type: package.module:Class`. The module of the section is imported by every process
-    of a run, so it imports no model code; the module of the builder only by the replicas.
+    Your own reward extends this class and sets `builder` to a class that implements `rewards.base.Reward`, built from
+    this section; a recipe selects it by `type: package.module:Class`. Every process of a run imports the section's
+    module, so keep model code out of it; only replicas import the builder's module.
     """
 
     name: str
     """The column of the reward table and the metric key `reward/<name>/...`."""
     weight: float = Field(1.0, gt=0)
     scale: float = Field(1.0, gt=0)
-    """The reward's natural unit, by which raw scores are divided in logs and against the advantage's std floor."""
+    """The reward's natural unit: raw scores are divided by it in logs and for the advantage's std floor."""
     attribute: Literal["fidelity", "perceptual"] | None = None
-    """Which set of `advantage.aggregation: attribute_aware` it belongs to; the others do not read it."""
+    """Which set of `advantage.aggregation: attribute_aware` it belongs to; other aggregations do not read it."""
     batch_groups: int = Field(1, ge=1)
     """Groups of equal size that one call may score as one batch."""
 
@@ -53,7 +53,7 @@ class RewardSection(ServerSection):
         return self
 
     def check(self, *, has_hr: bool, sr_side: int | None) -> None:
-        """Refuse, by ValueError, what cannot work with the run's data. Torch-free, in milliseconds.
+        """Raise ValueError for what cannot work with the run's data. Torch-free, in milliseconds.
 
         Args:
             has_hr: every LR image of the run comes with ground truth.
@@ -61,7 +61,7 @@ class RewardSection(ServerSection):
         """
 
     def weights(self) -> tuple[WeightFile, ...] | None:
-        """What it loads, on disk or not; None where that is not known. Torch-free, in milliseconds."""
+        """The files it loads, on disk or not; None where unknown. Torch-free, in milliseconds."""
         return ()
 
 

@@ -1,4 +1,4 @@
-"""How a group is sampled: workers, group size, and the sampler as one section for each kind of it."""
+"""How a group is sampled: workers, group size, and one section per kind of sampler."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -18,15 +18,15 @@ class SDESection(Section):
     noise_level: float = Field(0.7, gt=0)
     """Flow-GRPO 0.7, CPS 0.8 (at most 1), DanceGRPO's eta 0.3."""
     window: Literal["all", "random", "sliding", "fraction"] = "all"
-    """Stochastic and trained steps: every step but the last (Flow-GRPO); `size` in a row at random in the first half
-    (Flow-GRPO-Fast); the same moving on by one every `every` iterations (MixGRPO); all stochastic, a random `fraction`
-    trained (DanceGRPO)."""
+    """Stochastic and trained steps. `all`: every step but the last (Flow-GRPO). `random`: `size` consecutive steps in
+    the first half (Flow-GRPO-Fast). `sliding`: `size` consecutive steps, moved on by one every `every` iterations
+    (MixGRPO). `fraction`: stochastic as in `all`, with a random `fraction` of them trained (DanceGRPO)."""
     size: Annotated[int, Field(ge=1), ReadWith("window", "random", "sliding")] = 4
     every: Annotated[int, Field(ge=1), ReadWith("window", "sliding")] = 25
     fraction: Annotated[float, Field(gt=0, le=1), ReadWith("window", "fraction")] = 0.6
     noise: Literal["member", "group"] = "member"
-    """The noise that a run starts from: each member's own (Flow-GRPO), or one for the group, whose members then
-    differ by their stochastic steps alone (DanceGRPO)."""
+    """The initial noise. `member`: each member has its own (Flow-GRPO). `group`: all share one and differ only in their
+    stochastic steps (DanceGRPO)."""
 
     @model_validator(mode="after")
     def _level(self) -> Self:
@@ -36,7 +36,7 @@ class SDESection(Section):
 
 
 class SamplerSection(Section):
-    """What every sampler says of itself."""
+    """What every sampler declares."""
 
     likelihood: ClassVar[bool] = False
     """Its steps have a likelihood, which ratio objectives need."""
@@ -50,7 +50,7 @@ class SamplerSection(Section):
 
     @property
     def trained_steps(self) -> int:
-        """Steps whose likelihood is recorded for training; 0 without one."""
+        """Number of steps with a likelihood recorded for training; 0 without one."""
         return 0
 
     @property
@@ -60,11 +60,11 @@ class SamplerSection(Section):
 
     @property
     def shared_noise(self) -> bool:
-        """All members of a group start from one noise."""
+        """All members of a group start from the same noise."""
         return False
 
     def member_levels(self, members: int) -> tuple[float, ...] | None:
-        """Each member's own noise level; None where all have the policy's."""
+        """Each member's noise level; None where all use the policy's."""
         return None
 
 
@@ -81,7 +81,7 @@ class ODESection(SamplerSection):
 
 
 class StochasticSection(SamplerSection):
-    """Stochastic steps in a window, Euler's elsewhere; an evaluation takes Euler's throughout."""
+    """Stochastic steps in a window, Euler steps elsewhere; an evaluation uses Euler steps throughout."""
 
     likelihood = True
 
@@ -105,7 +105,7 @@ class StochasticSection(SamplerSection):
 
     @property
     def trained_steps(self) -> int:
-        """The last step never is."""
+        """The last step is never trained."""
         last = self.steps - 1
         return {"all": last, "fraction": int(last * self.sde.fraction)}.get(self.sde.window, self.sde.size)
 
@@ -119,13 +119,13 @@ class StochasticSection(SamplerSection):
 
 
 class OneStepSection(SamplerSection):
-    """One model call makes the image."""
+    """One model call produces the image."""
 
     solver: Literal["one_step"] = "one_step"
     t_add_range: Range | None = None
-    """None: the members of a group differ by their noise. A range: they share one noise and differ by t_add, evenly
-    spaced over it, ends included (GDPO-SR's Table 11, which leaves the range open; 150 to 350 are the ends of its
-    Table 10)."""
+    """None: the members of a group differ in their noise. A range: they share one noise and differ in t_add, evenly
+    spaced over the range, ends included (GDPO-SR's Table 11, which does not give the range; its Table 10 spans 150 to
+    350)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -153,8 +153,8 @@ class OneStepSection(SamplerSection):
 
 
 class GaussianSection(SamplerSection):
-    """Gives a one-step policy the likelihood that it lacks: its latents are the mean of a Gaussian from which the
-    group's latents are drawn. Ours."""
+    """Gives a one-step policy a likelihood: the group's latents are drawn from a Gaussian with the policy's latents as
+    its mean. Ours."""
 
     likelihood = True
 
@@ -198,7 +198,7 @@ class RolloutSection(Section):
     micro_batch: int = Field(0, ge=0)
     """Members sampled at once; 0 samples the whole group as one batch."""
     sampler: AnySampler | None = None
-    """Without a value: the policy's first solver with its defaults."""
+    """If unset, the policy's first solver with its defaults."""
     deadline_s: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""How a pool of servers, of a reward or a tagger, is placed, retried and given its packages."""
+"""Placement, retries and packages of a pool of reward or tagger servers."""
 
 from typing import ClassVar, Literal, Self
 
@@ -8,7 +8,7 @@ from rl.config.base import Section
 
 
 class ServerSection(Section):
-    """What every server's section has."""
+    """What all server sections share."""
 
     builder: ClassVar[str]
     """`module:Class` of what a replica serves, imported in the replica's process only."""
@@ -19,10 +19,10 @@ class ServerSection(Section):
     gpus: float = Field(0.0, ge=0)
     threads: int = Field(1, ge=1)
     retries: int = Field(2, ge=0)
-    """Further attempts after a failed one; then the whole group is dropped and issued again."""
+    """Further attempts after a failure; then the whole group is dropped and reissued."""
     deadline_s: float = Field(300.0, gt=0)
     runtime_env: dict[str, object] | None = None
-    """Ray `runtime_env` of the server, for code whose packages conflict with ours."""
+    """Ray `runtime_env` of the server, for code with packages that conflict with ours."""
 
     @property
     def label(self) -> str:
@@ -31,7 +31,7 @@ class ServerSection(Section):
 
 
 class DeviceSection(ServerSection):
-    """A server whose model isrl itself puts on a device; a user's file chooses its own."""
+    """A server with a model that isrl puts on a device; a user's file chooses its own device."""
 
     device: Literal["cpu", "cuda"] = "cpu"
 

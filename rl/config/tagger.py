@@ -1,5 +1,5 @@
-"""Who writes the prompts of a policy with a text encoder from what is seen in each image; the sections of isrl are in
-`rewards/taggers/sections.py`."""
+"""Taggers: they write a prompt from the content of each image, for policies with a text encoder. isrl's own sections
+are in `rewards/taggers/sections.py`."""
 
 from typing import Annotated, Literal
 
@@ -12,11 +12,11 @@ from rl.config.server import ServerSection
 class TaggerSection(ServerSection):
     """One tagger.
 
-    RAM and DAPE, with which GDPO-SR and OSEDiff tag, are in none of the packages that isrl installs. Load them in a
-    file of `type: python`, and name what it needs in `runtime_env` where that conflicts with our packages.
+    RAM and DAPE, the taggers of GDPO-SR and OSEDiff, are not in any package that isrl installs. Load them in a file of
+    `type: python`, and list its packages in `runtime_env` where they conflict with ours.
 
-    A tagger of your own extends this class, sets `builder` to a class that fits `rewards.taggers.server.Tagger` and is
-    made from the name of the tagged section (`data` or `eval.data`) and this section, and is named by
+    Your own tagger extends this class and sets `builder` to a class that implements `rewards.taggers.server.Tagger`,
+    built from the name of the tagged section (`data` or `eval.data`) and this section. A recipe selects it by
     `type: package.module:Class`.
     """
 
@@ -30,7 +30,7 @@ class TaggerSection(ServerSection):
         return "tagger"
 
     def check(self) -> None:
-        """Refuse, by ValueError, files that are absent or are not what they should be. Torch-free, in milliseconds."""
+        """Raise ValueError for files that are missing or not what they should be. Torch-free, in milliseconds."""
 
 
 TAGGERS: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""What every run that trains an adapter has, whether its groups are sampled or mined."""
+"""What all runs that train an adapter share, whether their groups are sampled or mined."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -43,7 +43,7 @@ class RayConfig(Section):
     address: str | None = None
     """None starts Ray on this machine; `auto` or `ray://host:port` joins a cluster."""
     num_cpus: Annotated[int | None, ReadWith("address", None)] = None
-    """Logical CPUs of a local Ray; None counts what the roles ask for, so that a laptop never waits for itself."""
+    """Logical CPUs of a local Ray; None: as many as the roles request, so that a small machine never hangs."""
     object_store_mb: Annotated[int, Field(ge=80), ReadWith("address", None)] = 512
 
 
@@ -55,7 +55,7 @@ class TrainingSection(Section):
     run: RunSection = RunSection()
     train: TrainSection = TrainSection()
     policy: AnyPolicy = Field(default_factory=dict, validate_default=True)
-    """Without a value: the embedded flux2sr preset."""
+    """If unset, the embedded flux2sr preset."""
     objective: AnyObjective = NFTSection()
     advantage: AnyAdvantage = DecoupledSection()
     learner: LearnerSection = LearnerSection()
@@ -65,32 +65,32 @@ class TrainingSection(Section):
 
     @property
     def sampler(self) -> SamplerSection:
-        """The sampler of training groups, whose noise levels objectives train on."""
+        """The sampler of training groups; objectives train on its noise levels."""
         return default_sampler(self.policy.solvers[0])
 
     @property
     def eval_sampler(self) -> SamplerSection:
-        """The sampler of an evaluation, and of restoring with the trained adapter."""
+        """The sampler of evaluations and of restoring with the trained adapter."""
         return self.sampler.deterministic
 
     @property
     def group_size(self) -> int:
-        """G, candidates of one LR image."""
+        """G, candidates per LR image."""
         raise NotImplementedError
 
     @property
     def sampled_at_once(self) -> int:
-        """Members that one call of the backbone made."""
+        """Members sampled in one batch of the backbone."""
         return self.group_size
 
     @property
     def max_policy_lag(self) -> int | None:
-        """The most versions that a group may be behind; None where it may be of any age."""
+        """How many versions a group may lag behind; None where any age is allowed."""
         return None
 
     @property
     def total_cpus(self) -> float:
-        """Logical CPUs that the roles ask of Ray."""
+        """Logical CPUs that the roles request from Ray."""
         return self.learner.ranks * self.learner.cpus_per_rank
 
     @property
@@ -100,7 +100,7 @@ class TrainingSection(Section):
 
     @property
     def micro_batch(self) -> int:
-        """Members, or pairs, of one forward and backward of the learner."""
+        """Members, or pairs, in one forward and backward pass of the learner."""
         items = 1 if self.objective.pairs else self.group_size
         return min(self.learner.micro_batch or self.sampled_at_once, items)
 
@@ -120,7 +120,7 @@ class TrainingSection(Section):
         return per_rank // self.learner.updates_per_batch
 
     def _check_shares(self) -> None:
-        """Every update of every rank gets as many micro-batches, and each what `objective.order` promises it."""
+        """Every update of every rank gets the same number of micro-batches, divided as `objective.order` says."""
         ranks, groups, updates = self.learner.ranks, self.train.groups_per_step, self.learner.updates_per_batch
         if groups % ranks:
             raise ValueError(
@@ -141,7 +141,7 @@ class TrainingSection(Section):
             raise ValueError(f"learner.updates_per_batch must divide the {shared} {what}; got {updates}")
 
     def _check_devices(self, roles: Mapping[str, float]) -> None:
-        """Ray hides GPUs from an actor that asks for none, and keeps a GPU from others for an actor that asks."""
+        """Ray hides GPUs from an actor that requests none, and reserves those that an actor requests."""
         device = self.policy.device
         for key, gpus in {**roles, "learner.gpus_per_rank": self.learner.gpus_per_rank}.items():
             if device == "cuda" and gpus == 0:
@@ -151,6 +151,6 @@ class TrainingSection(Section):
 
 
 def default_sampler(solver: str) -> SamplerSection:
-    """A sampler by its solver, with the defaults of its section."""
+    """The sampler of a solver, with the defaults of its section."""
     section: SamplerSection = load(SAMPLERS[solver])(solver=solver)
     return section

@@ -1,10 +1,10 @@
-"""How much of a photograph is smooth and how much is detailed: the attribute of GDPO-SR's Attribute-aware Reward
-Function (ARF, arXiv 2603.16769, section 4.2 and figure 4).
+"""How much of a photograph is smooth and how much detailed: the attribute in GDPO-SR's Attribute-aware Reward Function
+(ARF, arXiv 2603.16769, section 4.2 and figure 4).
 
     gray -> tiles -> each tile enlarged -> Sobel magnitude -> histogram -> entropy H -> detailed or smooth
 
-`rl.advantages.attribute_aware` weighs fidelity rewards with the smooth share and perceptual rewards with the detail
-share. The paper gives the chain and the tile of 10 px; all other numbers are those of its authors' code.
+`rl.advantages.attribute_aware` weights fidelity rewards by the smooth share and perceptual rewards by the detail share.
+The paper gives the chain and the tile of 10 px; all other numbers come from its authors' code.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import numpy as np
 from rl.types import F32, F64, U8
 
 BIN_WIDTH = 11.0 / 512.0
-"""Width of a bin of the Sobel magnitude; the published 512 bins over (-5.5, 5.5) are half empty."""
+"""Bin width of the Sobel magnitude; half of the published 512 bins over (-5.5, 5.5) stay empty."""
 BINS = 256
 """Bins from 0 up; the Sobel magnitude of an image in 0..1 cannot reach 5.5."""
 
@@ -41,11 +41,11 @@ def attribute_shares(hr: U8, *, tile: int = 10, resized: int = 64, threshold: fl
         rho_d = share of pixels whose tile has H h w > threshold   rounded to 0.01
         rho_s = 1 - rho_d
 
-    h, w: the tile before it is enlarged. The tiles at the right and bottom edge are as small as what is left, so they
-    need a larger entropy: with the defaults a full tile is detailed from 0.5 bit, a 10 x 2 strip from 2.5 bit, and a
-    2 x 2 corner never, because 8 bit is the most that 256 bins hold.
+    h, w: the tile before enlargement. Tiles at the right and bottom edges may be smaller, so they need a larger
+    entropy: with the defaults a full tile is detailed from 0.5 bit, a 10 x 2 strip from 2.5 bit, and a 2 x 2 corner
+    never, because 256 bins hold at most 8 bit.
 
-    ValueError where hr is no uint8 `[3, H, W]`, or tile or resized is under 1, or threshold is negative.
+    ValueError if hr is not uint8 `[3, H, W]`, tile or resized is below 1, or threshold is negative.
     """
     if hr.dtype != np.uint8 or hr.ndim != 3 or hr.shape[0] != 3 or hr.size == 0:
         raise ValueError(f"attribute_shares: expected hr uint8 [3, H, W], got {hr.dtype} {hr.shape}")
@@ -65,9 +65,9 @@ def attribute_shares(hr: U8, *, tile: int = 10, resized: int = 64, threshold: fl
 
 
 def _tile_rows(gray: F32, tile: int) -> Iterator[F32]:
-    """Every pixel once, as stacks `[n, h, w]` of equal tiles: per row of tiles the full ones, then the one left over.
+    """Every pixel once, as stacks `[n, h, w]` of equal tiles: per row the full tiles, then the remaining one.
 
-    One row at a time, because the enlarged tiles of a 512 x 512 image together are 43 MB and leave the cache.
+    One row at a time, because all enlarged tiles of a 512 x 512 image take 43 MB and do not fit in the cache.
     """
     full = gray.shape[1] // tile * tile
     for top in range(0, gray.shape[0], tile):
@@ -81,7 +81,7 @@ def _tile_rows(gray: F32, tile: int) -> Iterator[F32]:
 def _entropies(tiles: F32, resized: int) -> F64:
     """`[n, h, w]` gray in 0..1 -> `[n]` entropy of the Sobel magnitude of the enlarged tile, in bits.
 
-    Enlarging and Sobel are linear and separable, so both are one matrix per axis: g_x = S_h t D_w^T, g_y = D_h t S_w^T.
+    Enlarging and Sobel are linear and separable: together one matrix per axis, g_x = S_h t D_w^T, g_y = D_h t S_w^T.
     """
     count, height, width = tiles.shape
     smooth_h, difference_h = _sobel_after_resize(height, resized)
@@ -98,7 +98,7 @@ def _entropies(tiles: F32, resized: int) -> F64:
 
 def _sobel_after_resize(side: int, resized: int) -> tuple[F32, F32]:
     """`[resized, side]` matrices: bilinear resize, then Sobel's (1 2 1) and (-1 0 1), borders replicated."""
-    # the matrix of cv2's resize is the resize of the identity, along one axis
+    # the matrix of cv2's resize is the resized identity, along one axis
     enlarge = cv2.resize(np.eye(side, dtype=np.float32), (side, resized), interpolation=cv2.INTER_LINEAR)
     padded = np.pad(enlarge.reshape(resized, side), ((1, 1), (0, 0)), mode="edge")
     return padded[:-2] + 2.0 * padded[1:-1] + padded[2:], padded[2:] - padded[:-2]

@@ -29,7 +29,7 @@ KINDS: tuple[tuple[Shape, bool], ...] = (
 
 @dataclass(frozen=True)
 class Bell:
-    """Of q = v' Sigma^-1 v, Sigma the covariance `sigma`^2 turned by `theta`, v in pixels from the centre:
+    """A function of q = v' Sigma^-1 v, Sigma the covariance `sigma`^2 rotated by `theta`, v in pixels from the centre:
 
     gaussian and generalized exp(-q^beta / 2), plateau 1 / (1 + q^beta); a gaussian's beta is 1.
     """
@@ -53,7 +53,7 @@ class Bell:
 
 @dataclass(frozen=True)
 class Sinc:
-    """A circular low-pass filter, w J1(w r) / (2 pi r) with the cutoff w: the ringing of over-sharpened photographs."""
+    """A circular low-pass filter, w J1(w r) / (2 pi r) with cutoff w: the ringing of over-sharpened photographs."""
 
     size: int
     cutoff: float
@@ -68,7 +68,7 @@ class Sinc:
 
 
 def draw_kernel(order: DegradationOrder, rng: np.random.Generator) -> Bell | Sinc:
-    """A kernel of one pass: with `sinc_probability` a sinc filter, else one of `KINDS`; sides are odd, 7 to 21."""
+    """A kernel for one pass: with `sinc_probability` a sinc filter, else one of `KINDS`; sides are odd, 7 to 21."""
     if rng.random() < order.sinc_probability:
         return draw_sinc(rng, by_size=True)
     shape, isotropic = KINDS[rng.choice(len(KINDS), p=np.asarray(order.kernel_probabilities))]

@@ -1,4 +1,4 @@
-"""Augmented HR crops for supervised training: one call, one crop, a pure function of (photographs, seed)."""
+"""Augmented HR crops for supervised training: one crop per call, a pure function of (photographs, seed)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ PERMUTE_SHARE = 0.3
 class CropSource:
     """Random crops `[side, side, 3]` of weighted photographs: shrunk, rotated, mirrored, channels permuted.
 
-    Without `augment` a crop is a window of the photograph as it is, with `flip` mirrored every other time by chance.
+    Without `augment` a crop is an unchanged window of the photograph, mirrored with probability 1/2 if `flip`.
     """
 
     def __init__(self, sets: Sequence[PhotoSet], seed: int, *, augment: bool = True, flip: bool = False) -> None:
@@ -36,7 +36,7 @@ class CropSource:
 
     @property
     def state(self) -> Mapping[str, Any]:
-        """Which crop is next; to be assigned to a source of the same photographs and seed."""
+        """Determines the next crop; assign it to a source with the same photographs and seed."""
         return self._rng.bit_generator.state
 
     @state.setter
@@ -71,7 +71,7 @@ class CropSource:
         return name, np.ascontiguousarray(crop)
 
     def vae_crop(self, side: int, blurred_share: float, scale: int) -> U8:
-        """A crop that is sometimes shrunk and enlarged by `scale`, as the encoder meets LR images."""
+        """A crop that is sometimes shrunk and re-enlarged by `scale`, like the LR images that the encoder sees."""
         crop = self.crop(side)
         if self._rng.random() >= blurred_share:
             return crop

@@ -2,16 +2,16 @@
 
     LR = sinc . jpeg . [ noise . resize . blur ]_2 ( jpeg . noise . resize . blur (sharpen (HR)) )
 
-A degradation is a tuple of steps, each a frozen record of what was drawn that turns one image into the next. `draw`
-gives the steps of a recipe and a seed, `apply` the LR image of an HR image and steps, `degrade` both at once; nothing
-depends on global random state, so a pair is the same in any worker. With the same steps the published code
-(basicsr's `degradations.py`, Real-ESRGAN's and GDPO's pipelines) gives the same images within one grey level;
-`tests/rl/data/test_degradation_reference.py` runs it beside this.
+A degradation is a tuple of steps; each is a frozen record of its random draws and maps one image to the next. `draw`
+gives the steps for a recipe and a seed, `apply` applies steps to an HR image, `degrade` does both. Nothing depends on
+global random state, so a pair is the same in any worker. With the same steps the published code (basicsr's
+`degradations.py`, Real-ESRGAN's and GDPO's pipelines) gives the same images within one grey level;
+`tests/rl/data/test_degradation_reference.py` compares the two.
 
-JPEG is cv2's: a real encoder on rounded pixels, whose quality is a whole number. The published training imitates one
-on the GPU (DiffJPEG), which at equal quality is 0.2 to 0.5 dB further from its input and 35 to 42 dB from cv2's. Left
-out: the pool from which published batches are mixed, and augmentation. Images are uint8 RGB `[H, W, 3]`; arithmetic is
-float32 in [0, 1].
+JPEG is cv2's: a real encoder on rounded pixels, with integer quality. The published training imitates one on the GPU
+(DiffJPEG), which at equal quality is 0.2 to 0.5 dB further from its input and 35 to 42 dB from cv2's. Left out: the
+pool from which published batches are mixed, and augmentation. Images are uint8 RGB `[H, W, 3]`; arithmetic is float32
+in [0, 1].
 """
 
 import functools
@@ -38,16 +38,16 @@ _USM_SIDE, _USM_WEIGHT, _USM_THRESHOLD = 51, 0.5, 10.0
 
 
 class Step(Protocol):
-    """One operation of a pipeline with all that was drawn for it: a pure function of `[H, W, 3]` float32."""
+    """One operation of a pipeline with its random draws fixed: a pure function of `[H, W, 3]` float32."""
 
     def __call__(self, x: Pixels) -> Pixels: ...
 
 
 @dataclass(frozen=True)
 class Sharpen:
-    """Unsharp masking as basicsr's USMSharp: m clip(x + (x - b) / 2) + (1 - m) x.
+    """Unsharp masking as in basicsr's USMSharp: m clip(x + (x - b) / 2) + (1 - m) x.
 
-    b is x under a Gaussian of 51 pixels and sigma 8, m the same blur of the mask |x - b| > 10/255.
+    b is x blurred by a Gaussian of 51 pixels and sigma 8, m the mask |x - b| > 10/255 under the same blur.
     """
 
     def __call__(self, x: Pixels) -> Pixels:
@@ -76,9 +76,9 @@ class Blur:
 
 @dataclass(frozen=True)
 class Resize:
-    """Resampling to `size` (height, width); `by_factor`, on the grid of the `factor` that was drawn (the first pass).
+    """Resampling to `size` (height, width); with `by_factor`, on the grid of the drawn `factor` (the first pass).
 
-    torch: `rl.data.resampling.interpolate`. opencv: `cv2.resize`, whose grid is of the sizes.
+    torch: `rl.data.resampling.interpolate`. opencv: `cv2.resize`, with a grid that follows from the sizes.
     """
 
     size: tuple[int, int]
@@ -109,7 +109,7 @@ class GaussianNoise:
 class PoissonNoise:
     """clip(x + s (k / L - c)), k the counts drawn from Poisson(L c).
 
-    c is x rounded to grey levels, or for grey noise its one channel; L the number of different levels in c, rounded
+    c is x (one grey channel for grey noise) rounded to 8-bit levels; L is the number of distinct levels in c, rounded
     up to a power of two.
     """
 
@@ -126,7 +126,7 @@ class PoissonNoise:
 
 @dataclass(frozen=True)
 class Jpeg:
-    """cv2's JPEG of the rounded image; the quality is rounded as well."""
+    """cv2's JPEG of the rounded image; the quality is rounded too."""
 
     quality: float
 
@@ -143,26 +143,25 @@ class Jpeg:
 def degrade(hr: Image, *, scale: int, recipe: Degradation, seed: int) -> Image:
     """Degrade `hr` `[H, W, 3]` uint8 to `[H/scale, W/scale, 3]` uint8; H and W must be divisible by `scale`.
 
-    `hr` is the photograph itself: a recipe that sharpens does so here. `target` gives what such a recipe's LR image
-    is a degradation of.
+    `hr` is the photograph itself: a recipe that sharpens does so here. `target` gives the image that is then degraded.
     """
     return _quantise(_Drawing(hr, scale, recipe, seed).x)
 
 
 def draw(hr: Image, *, scale: int, recipe: Degradation, seed: int) -> tuple[Step, ...]:
-    """The steps that `degrade` takes with these arguments."""
+    """The steps that `degrade` applies with these arguments."""
     return tuple(_Drawing(hr, scale, recipe, seed).steps)
 
 
 def apply(hr: Image, steps: Sequence[Step]) -> Image:
-    """The image after `steps`, rounded: with the steps of `draw`, bitwise what `degrade` gives."""
+    """The image after `steps`, rounded; with the steps of `draw`, bitwise equal to `degrade`."""
     return _quantise(functools.reduce(lambda x, step: step(x), steps, _pixels(hr)))
 
 
 def target(hr: Image, recipe: Degradation) -> Image:
-    """The ground truth of `degrade(hr, ...)`: sharpened where the recipe sharpens, else `hr` itself.
+    """The ground truth for `degrade(hr, ...)`: sharpened if the recipe sharpens, else `hr` itself.
 
-    Real-ESRGAN's pixel and perceptual losses use the sharpened image (its discriminator the photograph).
+    Real-ESRGAN's pixel and perceptual losses use the sharpened image, its discriminator the photograph.
     """
     return apply(hr, (Sharpen(),)) if recipe.usm_sharpen_hr else hr
 
@@ -181,7 +180,7 @@ def rate(x: Pixels, gray: bool, operators: Operators) -> tuple[Pixels, float]:
 
 
 class _Drawing:
-    """Draws a step, applies it, draws the next: a Poisson count is drawn given the image that it is a count of."""
+    """Draws a step, applies it, draws the next, because Poisson counts are drawn given the image."""
 
     def __init__(self, hr: Image, scale: int, recipe: Degradation, seed: int) -> None:
         height, width = hr.shape[:2]
@@ -211,7 +210,7 @@ class _Drawing:
         self.add(draw_noise(self.x, order, self.recipe.operators, self.rng))
 
     def to_lr_with_jpeg(self, size: tuple[int, int]) -> None:
-        """Resize and sinc filter, then JPEG, or the other way round with equal chance."""
+        """Resize and sinc filter, then JPEG, or the reverse, with equal probability."""
         jpeg = Jpeg(self.rng.uniform(*self.recipe.second.jpeg_quality))
         jpeg_last = self.rng.random() < 0.5
         if not jpeg_last:
@@ -227,7 +226,7 @@ class _Drawing:
 def draw_resize(
     x: Pixels, order: DegradationOrder, base: tuple[int, int] | None, operators: Operators, rng: np.random.Generator
 ) -> Resize:
-    """A factor of `order`, of the size `base` (height, width) or where that is None of the size of `x`."""
+    """A resize by a factor from `order`, relative to `base` (height, width) or, if None, to the size of `x`."""
     low, high = order.resize_range
     up, down, _keep = order.resize_probabilities
     chance = rng.random()
@@ -240,7 +239,7 @@ def draw_resize(
 def draw_noise(
     x: Pixels, order: DegradationOrder, operators: Operators, rng: np.random.Generator
 ) -> GaussianNoise | PoissonNoise:
-    """Noise for `x`: Gaussian or Poisson, of each channel or grey."""
+    """Noise for `x`: Gaussian or Poisson, per channel or grey."""
     gray = rng.random() < order.gray_noise_probability
     if rng.random() < order.gaussian_noise_probability:
         sigma = rng.uniform(*order.noise_sigma_255) / 255.0

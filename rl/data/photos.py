@@ -1,4 +1,4 @@
-"""Photographs as uint8 RGB arrays: scikit-image's bundled ones by `skimage:<name>`, or a file or folder by path."""
+"""Photographs as uint8 RGB arrays: bundled with scikit-image as `skimage:<name>`, or from a file or folder."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,18 +33,18 @@ SKIMAGE_PHOTOS = frozenset(
         "rocket",
     ]
 )
-"""The photographs that come inside scikit-image's wheel; its others are downloads."""
+"""The photographs inside scikit-image's wheel; its others are downloads."""
 
 
 def load_rgb(path: Path) -> U8:
-    """One image file as `[H, W, 3]` uint8; grey is repeated, alpha dropped; a 16-bit file is refused."""
+    """One image file as `[H, W, 3]` uint8; grey is repeated, alpha dropped, 16-bit files refused."""
     with _opened(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An 8-bit image whose pixels are not read yet; what Pillow cannot read is an error that names the file."""
+    """An 8-bit image, pixels not yet read; if Pillow cannot read it, the error names the file."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -67,8 +67,8 @@ def list_images(path: Path) -> list[Path]:
 
 
 class Photos(Mapping[str, U8]):
-    """Name -> `[H, W, 3]` uint8, read-only, in the order given. Files are decoded when asked for; the most recently
-    used stay in memory up to `cache_bytes`, so that a data set may be larger than the memory."""
+    """Name -> `[H, W, 3]` uint8, read-only, in the order given. Files are decoded on demand; the most recently used
+    stay in memory up to `cache_bytes`, so a data set may be larger than memory."""
 
     def __init__(self, files: Mapping[str, Path | None], cache_bytes: int = CACHE_BYTES) -> None:
         self._files = dict(files)
@@ -109,7 +109,7 @@ class Photos(Mapping[str, U8]):
 def load_photos(sources: Sequence[str]) -> Photos:
     """The photographs of `skimage:<name>`, files and folders, in the order given.
 
-    A file's name is its stem, or its path where another file has the stem already (0001.png of two data sets).
+    A file's name is its stem, or its path if another file already has the stem (0001.png in two data sets).
     """
     check_sources(sources)
     files: dict[str, Path | None] = {}
@@ -123,7 +123,7 @@ def load_photos(sources: Sequence[str]) -> Photos:
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """Refuse a source that names nothing, without reading any pixels."""
+    """Refuse sources that do not exist, without reading any pixels."""
     for source in sources:
         if source.startswith(SKIMAGE):
             name = source.removeprefix(SKIMAGE)

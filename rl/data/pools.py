@@ -1,10 +1,10 @@
-"""Pools of candidates on disk: a folder with `pool.jsonl`, one LR image a line, paths relative to the folder.
+"""Pools of candidates on disk: a folder with `pool.jsonl`, one LR image per line, paths relative to the folder.
 
     {"lr": "lr/0001.png", "hr": "hr/0001.png" or null, "scale": 4, "prompt": "",
      "candidates": ["sr/0001_00.png", ...], "scores": {"psnr_y": [27.1, ...], "musiq": [61.0, ...]}}
 
-Scores are raw, one number per candidate, higher is better. Every epoch visits every image once, in an order of its own.
-Left out: making pools, and candidates of which only latents are kept.
+Scores are raw, one number per candidate, higher is better. Every epoch visits every image once, in its own order.
+Left out: making pools, and candidates stored only as latents.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from rl.types import F64, U8, RolloutGroup, SRTask
 
 POOL_FILE = "pool.jsonl"
 POOL = "pool"
-"""The digest that stands for the adapter of a mined group, of which nothing else is known."""
+"""Placeholder digest for mined groups, whose adapter is unknown."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PoolSource:
     """ordinal -> task, group and scores `[G, R]`, a pure function of (recipe, seed).
 
     Raises:
-        InputError: a record does not hold what the recipe reads; the message names file and line.
+        InputError: a record lacks something that the recipe reads; the message names file and line.
     """
 
     def __init__(self, config: OfflineConfig) -> None:
@@ -65,7 +65,7 @@ class PoolSource:
         return all(record.hr is not None for record in self._records)
 
     def item(self, ordinal: int) -> tuple[SRTask, RolloutGroup, F64]:
-        """Item `ordinal` of the stream, pixels read from disk."""
+        """Item `ordinal` of the stream, with pixels read from disk."""
         epoch, position = divmod(ordinal, len(self._records))
         record = self._records[epoch_order(self._seed, epoch, len(self._records))[position]]
         images = np.stack([_chw(record.folder / file) for file in record.candidates])

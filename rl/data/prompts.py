@@ -1,4 +1,4 @@
-"""Prompt provider: one text for every image, or one text file per image."""
+"""Prompts: one text for every image, or one text file per image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from rl.errors import MissingInput
 
 
 def load_prompts(config: PromptSection, names: Sequence[str]) -> dict[str, str]:
-    """Image name -> prompt. With `prompt_path` the text of `<prompt_path>/<image name>.txt`, in which a missing file
-    is an error that names it; else `prompt` for all. `prompt_suffix` is appended to either, after a comma.
+    """Image name -> prompt. With `prompt_path`, the text of `<prompt_path>/<image name>.txt`; a missing file is an
+    error that names it. Otherwise `prompt` for all. `prompt_suffix` is appended to either, after a comma.
 
-    Texts belong to names, never to positions, so that no prompt can meet another image.
+    Texts belong to names, never to positions, so a prompt cannot end up with another image.
     """
     if config.prompt_path is None:
         return dict.fromkeys(names, with_suffix(config.prompt, config.prompt_suffix))
@@ -28,5 +28,5 @@ def load_prompts(config: PromptSection, names: Sequence[str]) -> dict[str, str]:
 
 
 def with_suffix(text: str, suffix: str) -> str:
-    """A prompt and what every prompt ends with, after a comma."""
+    """A prompt followed by a comma and the suffix; an empty part is left out."""
     return ", ".join(part for part in (text, suffix) if part)

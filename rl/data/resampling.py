@@ -1,8 +1,8 @@
 """PyTorch's `interpolate` (align_corners false, no antialiasing) in NumPy: the resizing of the published degradation.
 
 A resize is linear along each axis, out = R x C', so it is two sparse matrices. PyTorch itself is not called, because
-its threads wait for one another where many small images are resized beside a training; cv2 has no way to keep to a
-factor instead of to sizes, and weighs the pixels of `area` by their share in a bin.
+its threads wait for one another when many small images are resized while a model trains. cv2 cannot resize by a factor
+instead of to a size, and weights the pixels of `area` by their share of a bin.
 """
 
 from typing import Literal
@@ -15,16 +15,16 @@ Pixels = NDArray[np.float32]
 Mode = Literal["area", "bilinear", "bicubic"]
 
 _CUBIC = -0.75
-"""The slope of the cubic kernel at 1, PyTorch's and cv2's; MATLAB and PIL have -0.5."""
+"""The slope of the cubic kernel at 1, as in PyTorch and cv2; MATLAB and PIL use -0.5."""
 
 
 def interpolate(x: Pixels, size: tuple[int, int], mode: Mode, factor: float | None = None) -> Pixels:
     """`x` `[H, W, C]` resized to `size` (height, width).
 
-    bilinear, bicubic: pixel i samples at (i + 1/2) / r - 1/2, with r the `factor`, or where that is None out / in of
-    the axis; outside of `x` its edge pixels go on. An axis that keeps its size is copied by bilinear, whatever the
-    factor, and resampled by bicubic: PyTorch's habit. area: the mean of the pixels floor(i in / out) to
-    ceil((i + 1) in / out) - 1, each in full.
+    bilinear, bicubic: pixel i samples at (i + 1/2) / r - 1/2, with r the `factor` or, if that is None, out / in of the
+    axis; outside `x` its edge pixels are repeated. As in PyTorch, bilinear copies an axis that keeps its size, whatever
+    the factor, and bicubic resamples it. area: the mean of the pixels floor(i in / out) to ceil((i + 1) in / out) - 1,
+    each with full weight.
     """
     for wanted in size:
         given = x.shape[0]

@@ -1,5 +1,5 @@
-"""The run's stream of LR images: ordinal -> SRTask, a pure function of (config, seed), so that any process can make
-any task and a resumed run continues where it stopped."""
+"""The run's stream of LR images: ordinal -> SRTask, a pure function of (config, seed). Any process can make any task,
+and a resumed run continues where it stopped."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ ENLARGEMENTS: tuple[Enlargement, ...] = ("bicubic", "bilinear", "area")
 class TaskSource:
     """Random crops of photographs (`hr`), of real LR images (`lr`), or of aligned pairs (`paired`).
 
-    Every epoch visits every image once, in an order of its own.
+    Every epoch visits every image once, in its own order.
     """
 
     def __init__(self, config: DataSection, seed: int) -> None:
@@ -73,7 +73,7 @@ class TaskSource:
         return self._varied(task)
 
     def _varied(self, task: SRTask) -> SRTask:
-        """The task as training meets it: mirrored and enlarged by chance, where the section says so."""
+        """The task as used in training: randomly mirrored and enlarged, if the section says so."""
         rng = np.random.default_rng(derive_seed(self.seed, "vary", task.ordinal))
         mirrored, way = bool(rng.integers(2)), ENLARGEMENTS[rng.integers(len(ENLARGEMENTS))]
         if self.config.flip and mirrored:
@@ -95,8 +95,8 @@ class TaskSource:
         return SRTask(ordinal, lr_id, _chw(lr), None if hr is None else _chw(hr), scale, self.seed, self._prompts[name])
 
     def grid(self, count: int) -> list[SRTask]:
-        """`count` tasks spread evenly over a non-overlapping grid of crops of all images, the same in every run:
-        the held-out set of an evaluation."""
+        """The held-out set of an evaluation: `count` tasks spread evenly over a non-overlapping grid of crops of all
+        images, the same in every run."""
         side = self.config.source_side
         tasks = []
         for i, (name, y, x) in enumerate(self.cells(count)):
@@ -105,7 +105,7 @@ class TaskSource:
         return tasks
 
     def cells(self, count: int) -> list[tuple[str, int, int]]:
-        """(image, top, left) of the crops of `grid`, from the images' sizes alone; InputError where they hold fewer."""
+        """(image, top, left) of the crops of `grid`, from the images' sizes alone; InputError if they hold fewer."""
         side = self.config.source_side
         cells = [
             (name, y, x)

@@ -1,7 +1,7 @@
 """Paired percentile bootstrap of a mean difference, over pairs or over clusters of pairs.
 
-Left out: bias correction (BCa). The percentile interval is too narrow over fewer than about ten clusters; the report
-says so beside its table.
+Left out: bias correction (BCa). The percentile interval is too narrow for fewer than about ten clusters; the report
+says so below its table.
 """
 
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ def paired_bootstrap(
 ) -> Interval:
     """Mean of `after - before` (`[N]` each, same order) with its interval.
 
-    `clusters` `[N]` names the photograph of each pair: whole photographs are drawn, because crops and seeds of one
+    `clusters` `[N]` gives the photograph of each pair: whole photographs are drawn, because crops and seeds of one
     photograph are not independent. Each draw is the mean over all pairs of the drawn photographs.
     """
     _check(before, after, level, clusters)
     difference = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    # centring first keeps a constant difference exact: a sum of n equal floats over n need not give the float back
+    # centring first keeps a constant difference exact: the mean of n equal floats need not equal the float
     centre = float(difference[0])
     labels = np.arange(difference.size) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     sums = np.bincount(labels, weights=difference - centre)

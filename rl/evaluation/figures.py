@@ -1,4 +1,4 @@
-"""The report's PNG figures, from metrics records alone. No pyplot: figures need no display and no global state."""
+"""The report's PNG figures, from metrics records alone. No pyplot, so no display and no global state is needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +28,14 @@ PUSH_KEYS = (
 
 
 def series(metrics: Sequence[Metrics], key: str) -> tuple[F64, F64]:
-    """Steps and values of one scalar key, where a record has it."""
+    """Steps and values of one scalar key, from the records that have it."""
     points = [(record.step, value) for record in metrics if isinstance(value := record.values.get(key), float)]
     pairs = np.array(points, dtype=np.float64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
 def moving_average(values: F64, width: int) -> F64:
-    """Centred mean over `width` values; at the ends over those that exist."""
+    """Centred mean over `width` values, fewer at the ends."""
     kernel = np.ones(width)
     total = np.convolve(values, kernel, mode="full")
     count = np.convolve(np.ones_like(values), kernel, mode="full")
@@ -95,7 +95,7 @@ def plot_push(path: Path, metrics: Sequence[Metrics]) -> bool:
 
 
 def style(panel: "Axes", title: str, x: str, y: str) -> None:
-    """The look that all panels share; x is always a whole number."""
+    """The style shared by all panels; x is always an integer."""
     from matplotlib.ticker import MaxNLocator
 
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -25,7 +25,7 @@ class EvalRecord:
     """`start`: before the first update; `end`: after the last one; `step`: in between."""
     policy_version: int
     photo: str
-    """The photograph that the crop is of: the unit that the bootstrap draws."""
+    """The photograph that the crop comes from: the unit that the bootstrap draws."""
     crop_id: str
     seed: int
     scores: Mapping[str, float]
@@ -69,7 +69,7 @@ class Change:
     after: float
     difference: Interval
     improved_share: float
-    """Pairs whose score rose."""
+    """Share of pairs with a higher score afterwards."""
     pairs: int
     photos: int
 
@@ -85,7 +85,7 @@ class Ceiling:
 
 
 class NotComparable(ValueError):
-    """The first and the last evaluation are of different crops, seeds or rewards, and have no difference."""
+    """The first and the last evaluation have different crops, seeds or rewards, so no difference can be taken."""
 
 
 def append_eval(path: Path, records: Iterable[EvalRecord]) -> None:
@@ -93,7 +93,7 @@ def append_eval(path: Path, records: Iterable[EvalRecord]) -> None:
 
 
 def read_eval(path: Path) -> tuple[EvalRecord, ...]:
-    """All records; where a resumed run repeated an evaluation, its last line counts."""
+    """All records; where a resumed run repeated an evaluation, the last line counts."""
     latest = {}
     for record in map(EvalRecord.from_json, jsonl.read(path)):
         latest[record.phase, record.policy_version, record.crop_id, record.seed] = record
@@ -101,7 +101,7 @@ def read_eval(path: Path) -> tuple[EvalRecord, ...]:
 
 
 def changes(records: Iterable[EvalRecord], *, level: float = 0.95) -> tuple[Change, ...]:
-    """One row per reward, from phase `start` to the newest version of phase `end`; empty where one of them lacks.
+    """One row per reward, from phase `start` to the newest version of phase `end`; empty if either is missing.
 
     Raises:
         NotComparable: `eval.crops`, `eval.samples`, `eval.data` or the rewards changed between them.
@@ -125,8 +125,8 @@ def changes(records: Iterable[EvalRecord], *, level: float = 0.95) -> tuple[Chan
 
 
 def ceiling(records: Iterable[EvalRecord]) -> Ceiling | None:
-    """Best of N of the starting policy, from phase `start`; None with one sample a crop. N is the fewest samples of a
-    crop; of the others the first N count."""
+    """Best of N for the starting policy, from phase `start`; None with one sample per crop. N is the fewest samples of
+    any crop; only the first N of each count."""
     crops: dict[str, list[EvalRecord]] = {}
     for record in records:
         if record.phase == "start":

@@ -1,7 +1,7 @@
-"""`DIR/report.md` with its figures, written from what a run left on disk; works on a run in progress.
+"""`DIR/report.md` with its figures, written from a run's files on disk; works on a run in progress.
 
-Reads metrics.jsonl (required), eval.jsonl, config.yaml, samples/*.png and before_after.png; what is not there is said
-to be missing. Left out: comparisons between runs.
+Reads metrics.jsonl (required), eval.jsonl, config.yaml, samples/*.png and before_after.png; the report says which are
+missing. Left out: comparisons between runs.
 """
 
 from collections.abc import Callable, Sequence

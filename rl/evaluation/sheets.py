@@ -1,7 +1,7 @@
-"""Sheets of images for the eye: one group with its scores, and rows of methods side by side.
+"""Sheets of images for visual inspection: one group with its scores, and rows of methods side by side.
 
-Left out: colour management and tiling of pages; a sheet is one PNG, pixels shown at a whole multiple or, above 512,
-shrunk.
+Left out: colour management and pagination; a sheet is one PNG, with images enlarged by a whole factor or, above 512
+pixels, shrunk.
 """
 
 import json
@@ -24,7 +24,7 @@ _PAPER, _INK, _FAINT, _BEST, _WORST = "#ffffff", "#1a1a1a", "#d8d8d8", "#1f6fb4"
 
 @dataclass(frozen=True, eq=False)
 class SampleRow:
-    """One member of a group with everything that was said of it."""
+    """One member of a group with its scores, advantage and seed."""
 
     ordinal: int
     lr_id: str
@@ -42,7 +42,7 @@ class SampleRow:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One image of a contact sheet; None draws an empty place."""
+    """One image of a contact sheet; None draws an empty cell."""
 
     image: U8 | None
     caption: str = ""
@@ -107,7 +107,7 @@ def sample_rows(
 def write_sample_sheet(
     path: Path, task: SRTask, group: RolloutGroup, table: RewardTable, advantages: F64, r: F64 | None
 ) -> tuple[SampleRow, ...]:
-    """LR, HR where there is one, then every member with its scores; the same facts as JSON beside the PNG."""
+    """LR, HR if there is one, then every member with its scores; the same facts as JSON next to the PNG."""
     rows = sample_rows(task, group, table, advantages, r)
     box = _box(group.images.shape[3], group.images.shape[2])
     tiles = [_Tile(_fitted(task.lr, box), ("LR", f"{task.lr.shape[2]} x {task.lr.shape[1]}, nearest"), _FAINT)]
@@ -181,7 +181,7 @@ def _picture(image: U8) -> Image.Image:
 
 
 def _box(width: int, height: int) -> tuple[int, int]:
-    """Shown size: small images at a whole multiple, large ones shrunk, so that labels fit and sheets stay small."""
+    """Displayed size: small images enlarged by a whole factor, large ones shrunk; labels fit and sheets stay small."""
     side = max(width, height)
     if side < _SMALLEST:
         factor = -(-_SMALLEST // side)
@@ -199,7 +199,7 @@ def _fitted(image: U8, box: tuple[int, int]) -> Image.Image:
 def _compose(
     heading: tuple[str, ...], columns: tuple[str, ...], lines: Sequence[tuple[str, Sequence[_Tile]]]
 ) -> Image.Image:
-    """Heading, column titles, then one labelled line of tiles after the other."""
+    """Heading, column titles, then the labelled lines of tiles."""
     cell = max(tile.picture.width for _, tiles in lines for tile in tiles) + 2 * _BORDER
     width = max(len(tiles) for _, tiles in lines) * (cell + _GAP) + _GAP
     heights = [_line_height(label, tiles) for label, tiles in lines]
@@ -248,7 +248,7 @@ def _write(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     room: int,
 ) -> None:
-    """Text that ends in '..' where it does not fit."""
+    """Write text, truncated with '..' where it does not fit."""
     shown = text
     while len(shown) > 3 and draw.textlength(shown, font=font) > room:
         shown = shown[:-3] + ".."

@@ -1,4 +1,4 @@
-"""The only denoising loop, and the deterministic steps that it takes.
+"""The deterministic denoising loop and its steps.
 
 With v the velocity eps - x0 and D = x - s v the predicted clean latent:
 

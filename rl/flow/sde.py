@@ -1,4 +1,4 @@
-"""Stochastic steps of a flow sampler, their log-probabilities, and the steps of a run that take them.
+"""Stochastic steps of a flow sampler, their log-probabilities, and the choice of which steps are stochastic.
 
 With v = eps - x0 the velocity, s' < s the next noise level, dt = s - s' > 0 and a the noise level of the method:
 
@@ -9,11 +9,11 @@ With v = eps - x0 the velocity, s' < s the next noise level, dt = s - s' > 0 and
               x' = (1 - s') x0^ + s' cos(a pi / 2) eps^ + s' sin(a pi / 2) n,   x0^ = x - s v,   eps^ = x + (1 - s) v
 
 Both SDEs keep the marginals of the ODE dx/ds = v: x + (1 - s) v is s times the negative score. At s = 1 Flow-GRPO's
-sigma_t is infinite; its code puts the run's second level in the place of s, in the denominator alone.
+sigma_t is infinite; its code replaces s with the run's second level, in the denominator alone.
 
 A log-probability is the mean over C, h, w, not the sum: exp(logp - logp_old) is the geometric mean of the values'
 ratios, hence the small published clip ranges, 1e-4 to 2e-6. Steps are float32 (float64 where the inputs are);
-log-probabilities are float64, since float32 has 16 values between 1 and 1 + 2e-6, GRPO-Guard's clip range.
+log-probabilities are float64, because float32 has only 16 values between 1 and 1 + 2e-6, GRPO-Guard's clip range.
 """
 
 import math
@@ -63,7 +63,7 @@ def _sde(x: Tensor, v: Tensor, s: float, s_next: float, sigma_t: float) -> StepM
 
 
 def flow_sde(x: Tensor, v: Tensor, s: float, s_next: float, s_max: float, noise_level: float) -> StepMoments:
-    """Flow-GRPO's step; `s_max` < 1 stands for s in 1 - s at s = 1. Noise level 0 is Euler's step."""
+    """Flow-GRPO's step; at s = 1, `s_max` < 1 replaces s in 1 - s. Noise level 0 is Euler's step."""
     if s == 1.0 and not 0.0 <= s_max < 1.0:
         raise ValueError(f"flow_sde: expected s_max in [0, 1) at s = 1, got {s_max}; pass the run's second noise level")
     return _sde(x, v, s, s_next, noise_level * math.sqrt(s / (1 - (s_max if s == 1.0 else s))))
@@ -77,7 +77,7 @@ def dance(x: Tensor, v: Tensor, s: float, s_next: float, s_max: float, noise_lev
 def cps(x: Tensor, v: Tensor, s: float, s_next: float, s_max: float, noise_level: float) -> StepMoments:
     """CPS's step: the coefficients of x0^ and of all noise stay 1 - s' and s'; `s_max` is not used.
 
-    The code's sqrt(s'^2 - std^2) is s' cos(a pi / 2) for a in [0, 1] and turns back above, so that is refused.
+    The code's sqrt(s'^2 - std^2) is s' cos(a pi / 2) for a in [0, 1] only; larger levels are refused.
     """
     if not 0.0 <= noise_level <= 1.0:
         raise ValueError(f"cps: expected a noise level in [0, 1], got {noise_level}")
@@ -96,7 +96,7 @@ STEPS: dict[StepKind, Callable[[Tensor, Tensor, float, float, float, float], Ste
 def log_prob(x_next: Tensor, moments: StepMoments) -> Tensor:
     """float64 `[B]`, the mean over C, h, w of log N(x'; mean, std^2), or of -(x' - mean)^2 for CPS.
 
-    The gradient reaches the mean alone: x' is an action that was taken, and through a drawn x' = mean + std n the
+    The gradient reaches only the mean: x' is an action that was taken, and through a drawn x' = mean + std n the
     gradient would cancel.
     """
     if moments.std <= 0:
@@ -110,7 +110,7 @@ def log_prob(x_next: Tensor, moments: StepMoments) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SDEStep:
-    """One taken step: x', its log-probability `[B]`, and the Gaussian that it came from."""
+    """One step taken: x', its log-probability `[B]`, and the Gaussian that it came from."""
 
     x_next: Tensor
     logp: Tensor
@@ -181,14 +181,14 @@ def sde_window(
 
         all       every step but the last (Flow-GRPO)
         random    `size` steps in a row, at random in [0, steps // 2) (Flow-GRPO-Fast; size 2 to 4)
-        sliding   `size` steps in a row, one further after `every` iterations, from the last place back to 0
+        sliding   `size` steps in a row, moved on by one after `every` iterations, from the last place back to 0
                   (MixGRPO, arXiv 2507.21802: 4 of 25 steps, every 25)
         fraction  every step but the last, a random floor(fraction (steps - 1)) of them trained (DanceGRPO: 0.6)
 
     The last step is never stochastic: its x' is the image, and CPS has no noise at s' = 0. Euler's last step gives
-    x0^ = x - s v, which is also what DanceGRPO decodes. MixGRPO's code never trains step steps - 2, and shrinks the
-    window to no step at all before it rolls back; here every place is full and all steps but the last are visited.
-    DanceGRPO draws the trained steps for each member, here one draw serves the group.
+    x0^ = x - s v, which is also what DanceGRPO decodes. MixGRPO's code never trains step `steps - 2` and shrinks the
+    window to nothing before it wraps; here the window is always full and visits all steps but the last. DanceGRPO draws
+    the trained steps per member; here one draw serves the whole group.
     """
     last = steps - 1
     count = {"all": last, "fraction": int(last * fraction)}.get(kind, size)
@@ -219,8 +219,8 @@ def sample_with_trajectory(
     """Integrate from `noise` `[G, C, h, w]` at sigmas[0] to clean latents x0 `[G, C, h, w]`: SDE steps in the window,
     Euler's elsewhere.
 
-    `noises` holds one standard normal `[G, C, h, w]` for each stochastic step, in order. Drawn by the caller from one
-    generator per member and step, they make a member independent of its group, its device and the window's place.
+    `noises` holds one standard normal `[G, C, h, w]` for each stochastic step, in order. The caller draws them from one
+    generator per member and step, so a member does not depend on its group, its device or the window's place.
     """
     if len(noises) != len(window.stochastic):
         raise ValueError(f"expected {len(window.stochastic)} noises, one per stochastic step, got {len(noises)}")

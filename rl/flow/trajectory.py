@@ -1,6 +1,6 @@
-"""From noise to clean latents by any sampler of a recipe, and the likelihood of each recorded step once more.
+"""From noise to clean latents by any sampler of a recipe, and recomputing the likelihood of each recorded step.
 
-Rollout and training compute a step by the same functions here, so that a fresh likelihood ratio is exactly 1.
+Rollout and training compute a step with the same functions here, so a fresh likelihood ratio is exactly 1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ def flow_transition(velocity: Velocity, x: Tensor, x_next: Tensor, sigmas: Tenso
 def gaussian_trajectory(
     image: Callable[[], Tensor], z_t: Tensor, std: float, seeds: Sequence[int], *, keep_mean: bool
 ) -> tuple[Tensor, TrajectoryRecord]:
-    """The same for a one-step policy, whose `image()` of the noised LR latents `z_t` is made the mean of a Gaussian."""
+    """The same for a one-step policy: `image()` of the noised LR latents `z_t` becomes the mean of a Gaussian."""
     with exact_attention(z_t.device):
         taken = one_step(image, std, noise=_step_noise(seeds, 0, z_t))
     x_next = taken.x_next.detach()
@@ -70,7 +70,7 @@ def gaussian_trajectory(
 def one_step(
     image: Callable[[], Tensor], std: float, *, noise: Tensor | None = None, x_next: Tensor | None = None
 ) -> SDEStep:
-    """x' ~ N(x0, std^2), drawn by `noise` or evaluated at `x_next`, all `[B, C, h, w]`."""
+    """x' ~ N(x0, std^2), drawn with `noise` or evaluated at `x_next`, all `[B, C, h, w]`."""
     return gaussian_step(one_step_moments(image(), std), noise=noise, x_next=x_next)
 
 
@@ -89,8 +89,8 @@ def join_trajectories(records: Sequence[TrajectoryRecord]) -> TrajectoryRecord:
 
 @contextmanager
 def exact_attention(device: torch.device) -> Iterator[None]:
-    """One attention kernel for rollout and training: on the CPU torch takes another one where a gradient is needed,
-    whose rounding would make a fresh ratio differ from 1."""
+    """One attention kernel for rollout and training: on the CPU torch uses another one where a gradient is needed, and
+    its rounding would make a fresh ratio differ from 1."""
     if device.type != "cpu":
         yield
         return

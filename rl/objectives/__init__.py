@@ -1,6 +1,6 @@
 """Algorithms, one file each: formulas as pure functions, then the module that makes micro-batches and the loss.
 
-Adding one: its file, its section with its declaration and one line in `rl.config.objective.OBJECTIVES`, a recipe,
+To add one: its file, its section with its declarations and one line in `rl.config.objective.OBJECTIVES`, a recipe,
 tests.
 """
 

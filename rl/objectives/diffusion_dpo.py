@@ -1,8 +1,8 @@
-"""Diffusion-DPO (arXiv 2311.12908) on the pairs that `rl.preferences` chose of a group.
+"""Diffusion-DPO (arXiv 2311.12908) on the pairs that `rl.preferences` chooses from a group.
 
     L = sum_p w_p [ -log sigmoid( -beta/2 (d_w - d_l) ) ] / sum_p w_p       d in rl.objectives.preference
 
-Winner and loser share noise and level, as published. With one pair a group the weight is 1.
+Winner and loser share noise and level, as published. With one pair per group the weight is 1.
 """
 
 from collections.abc import Iterator, Sequence

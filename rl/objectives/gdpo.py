@@ -3,9 +3,9 @@
     L = -log sigmoid( -omega/2 sum_i A_i d_i )           i over the G members of a group, d_i in
     rl.objectives.preference
 
-The published code has omega = 5000 with the factor 1/2, and sums over the group without dividing by G. At policy =
-reference inside is 0 and L = ln 2. With G = 2 the advantages are +-1/sqrt(2), so GDPO is Diffusion-DPO at
-beta = omega / sqrt(2). The paper writes per-pixel norms; its code, and therefore 5000, is for the mean.
+The published code uses omega = 5000 with the factor 1/2 and sums over the group without dividing by G. At policy =
+reference, inside is 0 and L = ln 2. With G = 2 the advantages are +-1/sqrt(2), so GDPO is Diffusion-DPO with
+beta = omega / sqrt(2). The paper writes per-pixel norms; its code, and therefore 5000, uses the mean.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from rl.types import TrainGroup, TrainItem
 
 
 def gdpo_coefficients(advantages: Tensor, omega: float) -> Tensor:
-    """c_i = omega/2 A_i; advantages `[G]`, which sum to 0."""
+    """c_i = omega/2 A_i; advantages `[G]` sum to 0."""
     return 0.5 * omega * advantages
 
 

@@ -37,7 +37,7 @@ class GRPOLoss:
 
     total: Tensor
     policy: Tensor
-    """With the step weight."""
+    """Including the step weight."""
     kl: Tensor
     """Before its weight; 0 where the reference was skipped."""
     clipped_low: Tensor
@@ -45,7 +45,7 @@ class GRPOLoss:
     clipped_high: Tensor
     """Share of members with r > 1 + c."""
     max_deviation: Tensor
-    """max |r - 1|: 0 on the behaviour itself, where rollout and training compute the same."""
+    """max |r - 1|: 0 for the behaviour policy itself, where rollout and training compute the same."""
 
 
 def _mean_square(a: Tensor, b: Tensor) -> Tensor:
@@ -61,11 +61,11 @@ def ratio(logp: Tensor, logp_old: Tensor) -> Tensor:
 def guard_log_ratio(logp: Tensor, logp_old: Tensor, moments: StepMoments, mean_old: Tensor) -> Tensor:
     """log r of GRPO-Guard, `[B]`:  g (logp - logp_old) + mean (mu - mu_old)^2 / (2 g),   g = sigma_t sqrt(dt) = std.
 
-    For x' = mu_old + g n this is mean(n (mu - mu_old)): the plain log-ratio without its negative drift and without its
-    1 / g, so that one clip range fits every step. It needs log-densities, which CPS does not publish.
+    For x' = mu_old + g n this is mean(n (mu - mu_old)): the plain log-ratio without its negative drift and its 1 / g,
+    so that one clip range fits every step. It needs log-densities, which CPS does not publish.
 
-    flow_grpo's script takes the square's mean over the batch too (its `dim` is empty, which torch reads as all); the
-    paper, verl-omni and Flow-Factory, and this function, take it for each member.
+    flow_grpo's script also averages the square over the batch (its `dim` is empty, which torch reads as all); the
+    paper, verl-omni, Flow-Factory and this function average per member.
     """
     if not moments.density:
         raise ValueError("guard_log_ratio: expected a step with a log-density (flow_sde, dance), got cps")
@@ -73,10 +73,10 @@ def guard_log_ratio(logp: Tensor, logp_old: Tensor, moments: StepMoments, mean_o
 
 
 def reference_kl(moments: StepMoments, mean_ref: Tensor) -> Tensor:
-    """mean (mu - mu_ref)^2 / (2 sigma_t^2), `[B]`, as Flow-GRPO's code has it.
+    """mean (mu - mu_ref)^2 / (2 sigma_t^2), `[B]`, as in Flow-GRPO's code.
 
-    The KL of the two Gaussians, per value, would be 1 / dt times this for the SDEs; KL weights are published for the
-    form without it.
+    The KL of the two Gaussians, per value, would be 1 / dt times this for the SDEs; published KL weights are for the
+    form without that factor.
     """
     return _mean_square(moments.mean, mean_ref) / (2 * moments.sigma_t**2)
 
@@ -97,8 +97,8 @@ def grpo_loss(
         r: ratios `[B]`, `ratio(...)` or `guard_log_ratio(...).exp()`.
         advantages: `[B]`.
         kl: `reference_kl` `[B]`; None where `kl_weight` is 0.
-        step_weight: 1; for GRPO-Guard 1 / dt, which brings the steps' gradients to one magnitude (the paper, flow_grpo
-            and verl-omni have it, Flow-Factory leaves it out).
+        step_weight: 1; for GRPO-Guard 1 / dt, which gives the steps' gradients equal magnitude (in the paper, flow_grpo
+            and verl-omni; Flow-Factory leaves it out).
     """
     advantages = advantages.clamp(-adv_clip_max, adv_clip_max)
     clipped = r.clamp(1 - clip, 1 + clip)
@@ -119,7 +119,7 @@ class GRPOBatch(MicroBatch):
     x: Tensor
     """`[M, C, h, w]`"""
     x_next: Tensor
-    """`[M, C, h, w]` the action that the rollout took."""
+    """`[M, C, h, w]`, the action that the rollout took."""
     logp_old: Tensor
     """float64 `[M]`"""
     mean_old: Tensor | None
@@ -127,12 +127,12 @@ class GRPOBatch(MicroBatch):
     advantages: Tensor
     """`[M]`"""
     fresh: bool
-    """Sampled by the policy as it still is, so that every ratio must be 1."""
+    """Sampled by the current policy, so every ratio must be 1."""
 
 
 class GRPOObjective(Objective[GRPOBatch]):
-    """The loss above as the learner trains it. The ratio is to the behaviour, whose likelihoods the group carries;
-    the KL is to the reference."""
+    """The loss above as the learner trains it. The ratio is to the behaviour policy (the group carries its
+    likelihoods), the KL is to the reference."""
 
     def __init__(self, policy: Policy, adapters: Adapters, config: TrainingSection) -> None:
         super().__init__(policy, adapters, config)
@@ -163,7 +163,7 @@ class GRPOObjective(Objective[GRPOBatch]):
         }
         maxima = {Key.RATIO_DEVIATION: loss.max_deviation}
         if batch.fresh:
-            # float64 likelihoods show a last-bit difference of one velocity value; a ratio is a float32 number
+            # float64 likelihoods reveal a last-bit difference in a single velocity value; compare ratios in float32
             maxima[Key.RATIO_FRESH] = (r.detach().float() - 1).abs().max()
         total = loss.total.float() * batch.share
         return Loss(total, {key: term * batch.share for key, term in terms.items()}, maxima)
@@ -173,7 +173,7 @@ class GRPOObjective(Objective[GRPOBatch]):
 
     def micro_batches(self, items: Sequence[TrainItem], version: int) -> Iterator[GRPOBatch]:
         """`timesteps`: slot by slot, every group. `samples`: micro-batches of members in an order drawn for the batch,
-        each with all its slots, also in an order of its own."""
+        each with all its slots, in random order too."""
         groups = [item for item in items if isinstance(item, TrainGroup)]
         conditions = [self.policy.condition_of(g.task) for g in groups]
         for count, (at, part, slot) in enumerate(self._order(groups)):

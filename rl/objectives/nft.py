@@ -4,17 +4,16 @@
     x0+- = x_t - t v+-                            e+- = mean_pixels (x0+- - x0)^2 / sg( mean_pixels |x0+- - x0| )
     L = adv_clip_max / beta * E[ r e+ + (1 - r) e- ] + kl_weight * E[ (v_theta - v_ref)^2 ]
 
-A group that an older version sampled is judged by implicit policies around `anchor`: the newest old adapter, or the
-one that sampled it. The loss needs samples with rewards and a v_old, not that v_old drew them: with `newest` the
-gradient at v_theta = v_old is that of fresh groups with the weights r of older ones, with `behaviour` it points back
-to where the older version was (tests/benchmarks/RESULTS.md, 1).
+For a group sampled by an older version, the implicit policies are built around `anchor`: the newest old adapter, or
+the one that sampled the group. The loss needs samples with rewards and a v_old, but v_old need not have drawn them.
+With `newest` the gradient at v_theta = v_old is that of fresh groups with the weights r of older ones; with
+`behaviour` it points back to where the older version was (tests/benchmarks/RESULTS.md, 1).
 
-A one-step policy has no noise levels: its x0 at its own noise is written as the velocity x_t - x0 at t = 1, which
-makes the loss the same function of x0. The authors call that case unsupported; it runs only where the recipe asks for
-it.
+A one-step policy has no noise levels: its x0 at its own noise is written as the velocity x_t - x0 at t = 1, so the
+loss is the same function of x0. The authors call this case unsupported; it runs only if the recipe asks for it.
 
-Each of e+ and e- has its own normaliser, detached, at least 1e-5. The factor adv_clip_max / beta makes the gradient
-at v_theta = v_old proportional to 2 (2r - 1) adv_clip_max = 2A in the unclipped range, whatever beta is; there beta
+e+ and e- each have their own normaliser, detached, at least 1e-5. The factor adv_clip_max / beta makes the gradient
+at v_theta = v_old proportional to 2 (2r - 1) adv_clip_max = 2A in the unclipped range, for any beta; there beta
 sets only the curvature.
 """
 
@@ -47,7 +46,7 @@ class NFTLoss:
     kl: Tensor
     """mean (v_theta - v_ref)^2 before its weight; 0 where the reference was skipped."""
     drift: Tensor
-    """mean (v_theta - v_old)^2: how far the policy is from the behaviour it learns from."""
+    """mean (v_theta - v_old)^2: distance of the policy from the behaviour policy it learns from."""
 
 
 def implicit_velocities(v_theta: Tensor, v_old: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -93,7 +92,7 @@ def nft_loss(
 
 
 def old_decay(schedule: Literal["none", "ramp", "delayed"], s: int) -> float:
-    """eta of theta_old <- eta theta_old + (1 - eta) theta after `s` optimiser steps (decay types 0, 1, 2)."""
+    """eta in theta_old <- eta theta_old + (1 - eta) theta after `s` optimiser steps (decay types 0, 1, 2)."""
     if schedule == "none":
         return 0.0
     if schedule == "ramp":
@@ -102,8 +101,8 @@ def old_decay(schedule: Literal["none", "ramp", "delayed"], s: int) -> float:
 
 
 def trained_timesteps(sigmas: Tensor, members: int, count: int, generator: torch.Generator) -> Tensor:
-    """`[members, count]`: for each member the first `count` of a random permutation of the sampler's grid
-    (the grid is `sigmas` without its final 0)."""
+    """`[members, count]`: for each member the first `count` entries of a random permutation of the sampler's grid
+    (`sigmas` without its final 0)."""
     grid = sigmas[:-1]
     order = torch.stack([torch.randperm(len(grid), generator=generator)[:count] for _ in range(members)])
     return grid[order]

@@ -1,17 +1,17 @@
-"""What preference losses on a group's errors share (GDPO, Diffusion-DPO): errors, their change, and a step in
-micro-batches.
+"""What preference losses on a group's errors share (GDPO, Diffusion-DPO): the errors, their change relative to the
+reference, and training in micro-batches.
 
     e_i(net) = mean_{C,H,W} (net(z_t) - target)^2        a scalar per sample; policy and reference share z_t and eps
     d_i      = e_i(theta) - e_i(ref)
     inside   = - sum_i c_i d_i                           c_i: the objective's coefficients, from advantages or a pair
     L        = -log sigmoid(inside)
 
-A group's log-sigmoid is not a sum over its members. Where a group is trained in micro-batches a first pass without a
-graph takes all errors, and dL/de_i = sigmoid(-inside) c_i weighs each error's gradient in the second, which has the
-reference's errors from the first.
+A group's log-sigmoid is not a sum over its members. If a group is trained in micro-batches, a first pass without a
+graph computes all errors. In the second pass dL/de_i = sigmoid(-inside) c_i weights each error's gradient; it reuses
+the reference's errors from the first.
 
-Latents are the group's images encoded again, as published: what the policy is trained on is the image that was scored,
-rounding and clamping included.
+Latents are the group's images encoded again, as published: the policy is trained on the image that was scored,
+including rounding and clamping.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,11 +40,11 @@ def preference_loss(d: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class PreferenceBatch(MicroBatch):
-    """M members of one group, or of one pair, and one draw of their noise."""
+    """M members of one group or pair, with one draw of their noise."""
 
     condition: Any
     z: Tensor
-    """`[M, C, h, w]` the images encoded again."""
+    """`[M, C, h, w]`, the images encoded again."""
     eps: Tensor
     """`[M, C, h, w]`"""
     t: Tensor
@@ -52,19 +52,19 @@ class PreferenceBatch(MicroBatch):
     coefficients: Tensor
     """`[M]`, the c_i."""
     known: "Known | None" = None
-    """Of a part of a group: what the first pass found."""
+    """For a part of a group: results of the first pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class Errors:
-    """Of M members: policy and reference."""
+    """Errors of policy and reference on M members."""
 
     policy: Tensor
     """e(theta) `[M]`"""
     reference: Tensor
     """e(ref) `[M]`"""
     drift: Tensor
-    """Scalar, the mean squared distance of their predictions."""
+    """Scalar, the mean squared distance between their predictions."""
 
     @property
     def d(self) -> Tensor:
@@ -73,24 +73,24 @@ class Errors:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """The first pass of a group that is trained in parts."""
+    """Results of the first pass over a group that is trained in parts."""
 
     inside: Tensor
     """Scalar, of the whole group."""
     loss: Tensor
     """Scalar, of the whole group."""
     errors: Errors
-    """Of the part."""
+    """Of this part."""
 
 
 class PreferenceObjective(Objective[PreferenceBatch]):
-    """Both passes; a subclass makes whole batches, each a group or a pair at one draw."""
+    """Both passes; a subclass makes whole batches, each a group or a pair with one draw of noise."""
 
     splits: bool = True
-    """Whether a whole batch may be trained in parts; a pair is small enough."""
+    """Whether a whole batch may be trained in parts; pairs are small enough not to need it."""
 
     def whole(self, items: Sequence[TrainItem]) -> Iterator[PreferenceBatch]:
-        """Draw-major: every update sees every group. `share` is the batch's weight among those of its group."""
+        """Draw-major: every update sees every group. `share` is the batch's weight within its group."""
         raise NotImplementedError
 
     def micro_batches(self, items: Sequence[TrainItem], version: int) -> Iterator[PreferenceBatch]:
@@ -113,7 +113,7 @@ class PreferenceObjective(Objective[PreferenceBatch]):
         else:
             value, inside = batch.known.loss, batch.known.inside
             surrogate = (torch.sigmoid(-inside) * batch.coefficients * e.policy).sum()
-            # the value of the loss with the gradient of the surrogate, whose own value is subtracted before it rounds
+            # the value of the loss with the surrogate's gradient; its own value cancels before it can round
             total = value * batch.share + (surrogate - surrogate.detach())
         terms = {
             Key.LOSS_POLICY: value * batch.share,

@@ -6,8 +6,8 @@
     L_VSD  = mean (z - sg(z - grad))^2            its gradient is 2 grad / numel
     L_fake = mean (e_fake(z_t) - eps)^2           trains the fake score on the generator's own latents
 
-`rl.flow.ddpm` has the noising. The real score is a frozen multi-step model, with classifier-free guidance; the fake
-score is that model with a LoRA.
+`rl.flow.ddpm` has the noising. The real score is a frozen multi-step model with classifier-free guidance; the fake
+score is the same model with a LoRA.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""Generators, one folder each: `section.py` has the recipe's keys and the facts, `policy.py` the model.
+"""Generators, one folder each: `section.py` has the recipe's keys and the policy's facts, `policy.py` the model.
 
-Adding one: its folder, one line in `rl.config.policy.POLICIES`, a recipe, tests. One of a user's own lives in any
+To add one: its folder, one line in `rl.config.policy.POLICIES`, a recipe, tests. A user's own policy may live in any
 module.
 """
 
@@ -17,7 +17,7 @@ def load_policy(section: PolicySection) -> "Policy":
     """The policy of a section, without adapters.
 
     Raises:
-        ValueError: its modules are not those that the section says are trained.
+        ValueError: its modules are not those in the section's `trained`.
     """
     policy: Policy = load(section.builder).from_folder(section.folder(), section)
     if set(policy.modules) != set(section.trained):

@@ -1,7 +1,7 @@
-"""What the system needs of a generator. A policy extends `FlowPolicy` or `OneStepPolicy` and owns all that is its
-model's.
+"""The interface of a generator. A policy extends `FlowPolicy` or `OneStepPolicy` and contains everything specific to
+its model.
 
-An objective asks for a noised state, a prediction and a target and knows no model:
+An objective asks for a noised state, a prediction and a target, and is independent of the model:
 
             noised state                                 target      clean, from a prediction p
     flow    x_t = (1 - t) x0 + t eps                     eps - x0    x_t - t p                               t in [0, 1]
@@ -29,10 +29,10 @@ from rl.types import U8, Enlargement, SRTask, TrajectoryRecord
 
 
 class Condition(Protocol):
-    """What a generator knows of one LR image; made once per group and repeated over its members."""
+    """A generator's conditioning on one LR image; made once per group and repeated over its members."""
 
     def crop(self, y: int, x: int, height: int, width: int) -> Self:
-        """That of one tile of the latent grid, in cells."""
+        """The condition of one tile of the latent grid, in cells."""
         ...
 
 
@@ -54,7 +54,7 @@ class Policy(ABC):
 
     section: PolicySection
     modules: Mapping[str, nn.Module]
-    """Component of the pipeline, which begins the adapter's tensor names -> module that carries adapters."""
+    """Component of the pipeline (the prefix of the adapter's tensor names) -> module that carries adapters."""
     device: torch.device
 
     @classmethod
@@ -64,11 +64,11 @@ class Policy(ABC):
 
     @abstractmethod
     def condition(self, lr: U8, scale: int, prompt: str = "", *, enlargement: Enlargement = "bicubic") -> Any:
-        """LR `[3, h, w]` uint8 -> condition of the `scale` times larger output; a prompt is refused by `InputError`
-        where the policy has one cached embedding for all images."""
+        """LR `[3, h, w]` uint8 -> condition for the `scale` times larger output. Raises `InputError` for a prompt where
+        the policy has one cached embedding for all images."""
 
     def condition_of(self, task: SRTask) -> Any:
-        """The condition of a task of the run's stream."""
+        """The condition for a task of the run's stream."""
         return self.condition(task.lr, task.scale, task.prompt, enlargement=task.enlargement)
 
     @abstractmethod
@@ -88,7 +88,7 @@ class Policy(ABC):
         """What the backbone predicts at x_t and t, without guidance."""
 
     def guided(self, x_t: Tensor, t: Tensor, conditions: Sequence[Any]) -> Tensor:
-        """The prediction that images are sampled with; differs where the policy has classifier-free guidance."""
+        """The prediction that sampling uses; it differs where the policy has classifier-free guidance."""
         return self.prediction(x_t, t, conditions)
 
     @abstractmethod
@@ -97,7 +97,7 @@ class Policy(ABC):
 
     @abstractmethod
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What a perfect prediction at x_t would be."""
+        """The perfect prediction at x_t."""
 
     @abstractmethod
     def clean(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
@@ -105,11 +105,11 @@ class Policy(ABC):
 
     @abstractmethod
     def levels(self, steps: int, condition: Any) -> Tensor:
-        """The noise levels of a sampling run, `[steps + 1]`; the last is the clean image's."""
+        """The noise levels of a sampling run, `[steps + 1]`; the last is that of the clean image."""
 
     @abstractmethod
     def random_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """`[count]` levels at which a prediction is trained where no sampler's grid says so."""
+        """`[count]` levels to train a prediction at where no sampler's grid gives them."""
 
     @abstractmethod
     def sample(
@@ -122,15 +122,15 @@ class Policy(ABC):
         self, noise: Tensor, condition: Any, sampler: Any, seeds: Sequence[int], iteration_seed: tuple[int, int],
         *, keep_mean: bool,
     ) -> tuple[Tensor, TrajectoryRecord]:  # fmt: skip
-        """x0 and the record of the trained stochastic steps. A member's noise derives from its seed, the steps from
-        `iteration_seed` (run's seed, iteration)."""
+        """x0 and the record of the trained stochastic steps. A member's noise derives from its seed, the choice of
+        steps from `iteration_seed` (run's seed, iteration)."""
 
     @abstractmethod
     def transition(self, x: Tensor, x_next: Tensor, condition: Any, sampler: Any, k: int) -> SDEStep:
         """The likelihood of the recorded step `k` from `x` to `x_next`, computed as `trajectory` did."""
 
     def probe(self, condition: Any, noise: Tensor) -> Tensor:
-        """What one call answers at the first level; canaries compare it."""
+        """The prediction of one call at the first level; canaries compare it."""
         t = self.levels(1, condition)[:1].to(noise.device).expand(len(noise))
         return self.prediction(self.noised(noise, noise, t), t, [condition])
 
@@ -178,21 +178,21 @@ class FlowPolicy(Policy):
 
 
 class OneStepPolicy(Policy):
-    """One model call makes the image from the noised LR latents: a DDPM backbone called at a fixed timestep."""
+    """One model call produces the image from the noised LR latents: a DDPM backbone called at a fixed timestep."""
 
     t_add: int
     """Timestep at which the LR latents are noised."""
 
     @abstractmethod
     def start(self, conditions: Sequence[Any], members: int) -> Tensor:
-        """The LR latents `[members, C, h, w]` that are noised."""
+        """The LR latents `[members, C, h, w]` to be noised."""
 
     def levels(self, steps: int, condition: Any) -> Tensor:
-        """[t_add, 0] whatever the steps."""
+        """[t_add, 0], whatever `steps` is."""
         return torch.tensor([float(self.t_add), 0.0])
 
     def random_levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """t_add for every member: the one level that the policy is called at."""
+        """t_add for every member: the only level that the policy is called at."""
         return torch.full((count,), float(self.t_add))
 
     def sample(
@@ -220,7 +220,7 @@ class OneStepPolicy(Policy):
 
 
 def repeated(parts: Sequence[Tensor], size: int) -> Tensor:
-    """One row per condition `[1, ...]`, each repeated for its run of members."""
+    """One row per condition `[1, ...]`, each repeated for its members."""
     if not parts or size % len(parts):
         raise ValueError(f"a batch of {size} is not a multiple of {len(parts)} conditions")
     return torch.cat(list(parts)).repeat_interleave(size // len(parts), dim=0)
@@ -240,7 +240,7 @@ def enlarged(lr: U8, scale: int, multiple: int, enlargement: Enlargement) -> Ten
 
 
 def member_noise(seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Standard normal `[G, C, h, w]`, each member from its own CPU generator, so equal on every device and worker."""
+    """Standard normal `[G, C, h, w]`, each member from its own CPU generator: the same on every device and worker."""
     draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(draws).to(device)
 

@@ -1,8 +1,8 @@
 """LoRA adapters on the modules of a policy: `policy` (trained), `old` (what the loss is anchored to, or what a worker
 samples with) and `reference` (frozen; absent where the reference is the base itself).
 
-Adapters are read and written under diffusers' LoRA names (`transformer.<module>.lora_A.weight`), in which they travel,
-are digested and are exported.
+Adapters use diffusers' LoRA names (`transformer.<module>.lora_A.weight`) throughout: in files, transport, digests and
+exports.
 """
 
 import warnings
@@ -32,18 +32,18 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class SnapshotRefused(RuntimeError):
-    """A pushed adapter that is not whole: other tensors than the adapter has, or a digest that they do not carry."""
+    """A pushed adapter is not intact: its tensors differ from the adapter's, or do not match the digest."""
 
 
 class Adapters:
-    """Float32 adapters of equal shape on one frozen base; A is Gaussian, B zero, all start from the same values.
+    """Float32 adapters of equal shape on one frozen base; A is Gaussian, B zero, and all start from the same values.
 
     Args:
         policy: its modules get the adapters.
-        names: the first is active, and is trained where anything is.
+        names: the first is the active one, and the trained one if any is.
 
     Raises:
-        InputError: a file of the section does not fit the policy.
+        InputError: a file named in the section does not fit the policy.
     """
 
     def __init__(self, policy: "Policy", *names: str) -> None:
@@ -84,20 +84,19 @@ class Adapters:
                 target_modules=self._targets[component],
             )
             with warnings.catch_warnings():
-                # PEFT takes a second adapter for a mistake
+                # PEFT warns about a second adapter
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 inject_adapter_in_model(config, module, adapter_name=name)
         for parameter in self.parameters(name).values():
-            # PEFT gives an adapter the base's dtype; AdamW's small steps vanish in bfloat16
+            # PEFT gives an adapter the base's dtype, but AdamW's small steps vanish in bfloat16
             parameter.data = parameter.data.float()
         for layer in self._layers():
             layer.lora_A[name].register_forward_pre_hook(_contiguous)
 
     @torch.no_grad()
     def _load(self, parameters: Mapping[str, nn.Parameter], file: str, *, trained: bool) -> None:
-        """Give an adapter the effect of a file. What the file leaves open, layers and ranks, has no effect: B is
-        zero. A is then the initial one where it will be trained, else zero too, so that every process has the same
-        digest."""
+        """Give an adapter the effect of a file. Layers and ranks that the file lacks have no effect: B is zero. A is
+        then the initial one if it will be trained, else zero too, so that every process has the same digest."""
         lora = self._section.lora
         initial = {name: parameter.detach().cpu().numpy() for name, parameter in parameters.items()}
         with _blaming(file):
@@ -130,25 +129,25 @@ class Adapters:
         return found
 
     def bound(self, name: str) -> int:
-        """Layers whose forward pass reads this adapter where it is the active one."""
+        """Number of layers whose forward pass reads this adapter when it is active."""
         return sum(name in layer.lora_A and not layer.merged for layer in self._layers())
 
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
-        """Run with one adapter, or with the bare base for None; the one before is active again afterwards."""
+        """Run with one adapter, or with the bare base for None; the previous one is restored afterwards."""
         with ExitStack() as stack:
             for module in self._modules.values():
                 stack.enter_context(active(module, name))
             yield
 
     def reference_digest(self) -> str | None:
-        """Of the reference's tensors; None where the reference is the base."""
+        """Digest of the reference's tensors; None where the reference is the base."""
         return None if self.reference is None else installed_digest(self.parameters(self.reference))
 
 
 @contextmanager
 def active(module: nn.Module, name: str | None) -> Iterator[None]:
-    """Run one module with one adapter, or with the bare base for None; the one before is active again afterwards.
+    """Run one module with one adapter, or with the bare base for None; the previous one is restored afterwards.
 
     Only the active name changes: PEFT's `set_adapter` would also flip `requires_grad`, which DeepSpeed must not see.
     """
@@ -166,8 +165,8 @@ def active(module: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """torch multiplies an input that is not contiguous in another order where the weight requires a gradient: a trained
-    and a frozen adapter of the same values, a learner's and a worker's, would differ in the last bit."""
+    """torch multiplies a non-contiguous input in another order if the weight requires a gradient. A trained and a
+    frozen adapter with the same values (learner and worker) would then differ in the last bit."""
     return tuple(x.contiguous() for x in inputs)
 
 
@@ -176,8 +175,8 @@ def _layers(module: nn.Module) -> list[BaseTunerLayer]:
 
 
 def layer_names(modules: Mapping[str, nn.Module]) -> list[str]:
-    """Every Linear and Conv2d layer of the base, `<component>.<module>`, by which a file's names are resolved; with
-    adapters on it or without."""
+    """Every Linear and Conv2d layer of the base, `<component>.<module>`, for resolving a file's names; with or without
+    adapters on it."""
     return [
         f"{component}.{name.replace('.base_layer', '')}"
         for component, module in modules.items()
@@ -189,14 +188,14 @@ def layer_names(modules: Mapping[str, nn.Module]) -> list[str]:
 def target_modules(module: nn.Module, suffixes: tuple[str, ...]) -> list[str]:
     """Full names of the Linear and Conv2d layers that end with one of `suffixes`.
 
-    Full names because the bare suffix `to_out` would also hit the ModuleList of FLUX.2's double blocks.
+    Full names, because the bare suffix `to_out` would also match the ModuleList of FLUX.2's double blocks.
     """
     layers = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     return sorted(name for name in layers if any(f".{name}".endswith("." + suffix) for suffix in suffixes))
 
 
 def _refuse_unmatched(policy: "Policy", targets: Mapping[str, list[str]]) -> None:
-    """A suffix that matches nothing in any module trains nothing."""
+    """Refuse a suffix that matches no layer of any module and would train nothing."""
     names = [f".{name}" for found in targets.values() for name in found]
     suffixes = policy.section.lora_targets[policy.section.lora.targets]
     missing = [suffix for suffix in suffixes if not any(name.endswith("." + suffix) for name in names)]
@@ -205,7 +204,7 @@ def _refuse_unmatched(policy: "Policy", targets: Mapping[str, list[str]]) -> Non
 
 
 def copy_adapter(source: Mapping[str, Tensor], target: Mapping[str, nn.Parameter]) -> None:
-    """Copy values, same names required."""
+    """Copy values; the names must be the same."""
     load_into(target, {name: value.detach() for name, value in source.items()}, source="another adapter")
 
 
@@ -238,8 +237,8 @@ def take_snapshot(adapter: Mapping[str, Tensor], version: int) -> LoraSnapshot:
 
 
 def install_snapshot(parameters: Mapping[str, nn.Parameter], snapshot: LoraSnapshot) -> None:
-    """Make an adapter hold a snapshot. On the CPU its tensors alias the snapshot's (read-only, shared) memory, so
-    that any number of actors on one machine load an adapter without copying it; never train such an adapter.
+    """Install a snapshot in an adapter. On the CPU its tensors alias the snapshot's (read-only, shared) memory, so any
+    number of actors on one machine can load it without a copy; never train such an adapter.
 
     Raises:
         SnapshotRefused: names, a shape or the dtype differ from the adapter's; nothing was changed.
@@ -261,7 +260,7 @@ def install_snapshot(parameters: Mapping[str, nn.Parameter], snapshot: LoraSnaps
 
 
 def installed_digest(parameters: Mapping[str, Tensor]) -> str:
-    """Digest of what an adapter holds."""
+    """Digest of an adapter's current tensors."""
     return take_snapshot(parameters, -1).digest
 
 
@@ -279,7 +278,7 @@ def _from_numpy(array: NDArray[np.generic], dtype: str) -> Tensor:
 
 @contextmanager
 def _blaming(file: Path | str) -> Iterator[None]:
-    """PEFT and safetensors answer a file that does not fit with errors that do not name it."""
+    """Name the file in errors: those of PEFT and safetensors about a file that does not fit do not."""
     try:
         yield
     except (ValueError, SafetensorError) as error:

@@ -1,15 +1,15 @@
-"""Adapters for other tools. In every format the scale is folded into B and alpha is the rank, so that tools which
-read alpha and tools which do not apply one and the same s B A.
+"""Adapters for other tools. In every format the scale is folded into B and alpha is the rank, so that tools apply the
+same s B A whether or not they read alpha.
 
     format     names                                                        alpha
     diffusers  `transformer.<path>.lora_A.weight`; a UNet's old names,      in the header
-               which ComfyUI knows too: `unet.<path>.lora.down.weight`
+               which ComfyUI reads too: `unet.<path>.lora.down.weight`
     kohya      `lora_unet_<path with underscores>.lora_down.weight`         a tensor each
     comfyui    FLUX.2: `diffusion_model.<original path>.lora_A.weight`;     none
                a UNet: kohya's
 
-FLUX.2's q, k and v are one matrix in its original code, and so in kohya's and ComfyUI's names: three pairs of rank r
-become one of rank 3 r whose B is block-diagonal, or of rank r where they share A.
+FLUX.2's q, k and v are one matrix in its original code, and hence in kohya's and ComfyUI's names: three pairs of rank r
+become one of rank 3 r with a block-diagonal B, or of rank r where they share A.
 """
 
 import json
@@ -32,7 +32,7 @@ Format = Literal["diffusers", "kohya", "comfyui"]
 
 
 def export_as(source: Path, format: Format, out: Path) -> Path:
-    """Write a run's adapter, or a file in diffusers' names, in the names of another tool; returns `out`.
+    """Write a run's adapter, or an adapter file, under the names of another tool; returns `out`.
 
     Args:
         source: a run's folder, or an adapter's file or folder.
@@ -63,8 +63,8 @@ def write_adapter(path: Path, adapter: Adapter, format: Format) -> None:
 
 
 def _metadata(adapter: Adapter) -> dict[str, object]:
-    """PEFT's settings as diffusers stores them, under each component's prefix. `^` keeps a pattern from ending others'
-    names too."""
+    """PEFT's settings as diffusers stores them, under each component's prefix. `^` keeps a pattern from matching the
+    end of other names."""
     ranks: dict[str, dict[str, int]] = {}
     for name, pair in adapter.pairs.items():
         component, _, path = name.partition(".")
@@ -96,7 +96,7 @@ def _diffusers(adapter: Adapter) -> dict[str, F32]:
 
 
 def folded(pair: LoraPair) -> F32:
-    """s B: with A, the effect at s = 1."""
+    """s B, which together with A has the same effect at s = 1."""
     return np.float32(pair.scale) * pair.b
 
 
@@ -120,7 +120,7 @@ def _comfyui(adapter: Adapter) -> dict[str, F32]:
 
 
 def _original(adapter: Adapter) -> dict[str, tuple[F32, F32]]:
-    """Name that kohya's scripts start from -> A and the folded B. Of a UNet they start from diffusers' names."""
+    """Name that kohya's scripts start from -> A and the folded B. For a UNet these are diffusers' names."""
     layout = _layout(adapter)
     if layout is None:
         raise InputError(
@@ -136,13 +136,13 @@ def _original(adapter: Adapter) -> dict[str, tuple[F32, F32]]:
 
 
 def _layout(adapter: Adapter) -> Layout | None:
-    """As the policy said it, or as the names of a foreign file seem to be."""
+    """As declared by the policy, or guessed from the names in a foreign file."""
     layout: Layout | None = adapter.facts["layout"] if "layout" in adapter.facts else layout_of(adapter.pairs)
     return layout
 
 
 def _fused(thirds: Mapping[int | None, LoraPair]) -> tuple[F32, F32]:
-    """A and folded B of q, k and v as one matrix; a third that was not trained stays as it is."""
+    """A and folded B of q, k and v as one matrix; a third without an adapter is left unchanged."""
     pairs = list(thirds.values())
     shared = all(np.array_equal(pair.a, pairs[0].a) for pair in pairs)
     a = pairs[0].a if shared else np.concatenate([pair.a for pair in pairs])

@@ -1,10 +1,10 @@
-"""Adapters as files: one carrier for every format, with the strength that the file's own rules give it.
+"""Adapter files: one carrier for every format, with the strength that the file's own rules give it.
 
     W' = W + s B A,   s = alpha / r
 
-Hu et al., LoRA, 2106.09685, eq. 3. A is `[r, in]`, B `[out, r]`; of a convolution A is `[r, in, kh, kw]` and B
-`[out, r, 1, 1]`, so that B A is a kernel `[out, in, kh, kw]`. Read are diffusers' files, PEFT's folders, kohya's and
-ComfyUI's names; writing is `rl.policies.lora_export`. Torch-free: the driver reads headers, the learner tensors.
+Hu et al., LoRA, 2106.09685, eq. 3. A is `[r, in]`, B `[out, r]`; for a convolution A is `[r, in, kh, kw]` and B
+`[out, r, 1, 1]`, so that B A is a kernel `[out, in, kh, kw]`. Reads diffusers' files, PEFT's folders, and kohya's and
+ComfyUI's names; `rl.policies.lora_export` writes. Torch-free: the driver reads headers, the learner tensors.
 """
 
 import json
@@ -25,7 +25,7 @@ from rl.types import F32
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 COMPONENTS = ("transformer", "unet")
-"""What diffusers calls a model that a pipeline's adapter is for; begins the canonical names of its layers."""
+"""diffusers' names for the model that a pipeline's adapter belongs to; prefixes of canonical layer names."""
 
 SUFFIXES = {
     ".lora_A.weight": "A", ".lora_down.weight": "A", ".lora.down.weight": "A", "_lora.down.weight": "A",
@@ -39,7 +39,7 @@ NOT_LORA = {
     r"\.lora_mid\.": "LoCon with a Tucker core", r"\.lora_B\.bias$": "LoRA with a bias",
     r"\.diff(_b)?$": "a whole difference", "text_encoder|^lora_te": "LoRA of a text encoder",
 }  # fmt: skip
-"""Pattern of a tensor's name -> what it is."""
+"""Pattern of a tensor's name -> the kind of adapter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class LoraPair:
     """One layer's adapter; its effect on the layer's weight is `delta`."""
 
     a: F32
-    """`[r, in]`, or `[r, in, kh, kw]` of a convolution."""
+    """`[r, in]`, or `[r, in, kh, kw]` for a convolution."""
     b: F32
     """`[out, r]`, or `[out, r, 1, 1]`."""
     alpha: float
@@ -82,27 +82,26 @@ class Adapter:
 def adapter_of(
     tensors: Mapping[str, NDArray[np.generic]], alpha: float, source: str, facts: Mapping[str, Any]
 ) -> Adapter:
-    """The carrier of tensors under isrl's names, `<canonical>.lora_A.weight`, that were trained with one alpha."""
+    """An adapter from tensors under isrl's names, `<canonical>.lora_A.weight`, all trained with one alpha."""
     found = _layers(source, {name: np.asarray(value, np.float32) for name, value in tensors.items()})
     return Adapter({name: _pair(source, name, parts, alpha) for name, parts in found.items()}, source, facts)
 
 
 def read_adapter(path: Path | str, modules: Collection[str] = (), layout: Layout | None = None) -> Adapter:
-    """Any adapter that a known tool wrote, under canonical names and with its own strength.
+    """An adapter from any known tool, under canonical names and with its own strength.
 
     alpha is, in this order: the layer's `.alpha` tensor; the header's `lora_adapter_metadata` or PEFT's
-    `adapter_config.json` (patterns by layer and rsLoRA's s = alpha / sqrt(r) included); else the rank, which is s = 1
-    in diffusers and ComfyUI alike. A fused q, k, v becomes three pairs, each without the directions that it leaves at
-    zero.
+    `adapter_config.json` (including patterns by layer and rsLoRA's s = alpha / sqrt(r)); else the rank, meaning s = 1,
+    as in diffusers and ComfyUI. A fused q, k, v becomes three pairs, each without the directions where its B is zero.
 
     Args:
         path: a safetensors file, a PEFT folder, or a folder with `pytorch_lora_weights.safetensors`.
-        modules: canonical names of all Linear and Conv2d layers of the model. Needed for every name but diffusers' and
-            isrl's own.
-        layout: whose original names the model's layers have.
+        modules: canonical names of all Linear and Conv2d layers of the model. Needed for all names except diffusers'
+            and isrl's own.
+        layout: the original naming scheme of the model's layers.
 
     Raises:
-        MissingInput: there is no such file. InputError: a tensor is not LoRA's or of no layer of the model.
+        MissingInput: there is no such file. InputError: a tensor is not part of a LoRA or of any layer of the model.
     """
     file, settings = _located(Path(path))
     tensors, header = read_tensors(file)
@@ -128,16 +127,16 @@ def read_adapter(path: Path | str, modules: Collection[str] = (), layout: Layout
 
 
 def rescaled(adapter: Adapter, rank: int, alpha: float, fresh: Mapping[str, F32] | None = None) -> dict[str, F32]:
-    """`<canonical>.lora_A.weight` and `.lora_B.weight` of a rank and alpha, with the same effect s B A.
+    """`<canonical>.lora_A.weight` and `.lora_B.weight` for another rank and alpha, with the same effect s B A.
 
         B' = B (s_file / s),   s = alpha / rank
 
-    exact where the quotient is a power of two, else to float32's rounding. A lower rank is filled up: B with zeros, A
-    with the rows of `fresh` (the run's initial A by tensor name), or with zeros too where it is None. A direction whose
-    A and B are both zero never gets a gradient, so an adapter that is to be trained wants `fresh`.
+    exact where the quotient is a power of two, else up to float32 rounding. A lower rank is padded: B with zeros, A
+    with the rows of `fresh` (the run's initial A by tensor name), or with zeros too if that is None. A direction with
+    both A and B zero never gets a gradient, so an adapter to be trained needs `fresh`.
 
     Raises:
-        InputError: a layer's rank is higher, or the run does not adapt the layer, or its A has another shape.
+        InputError: a layer's rank is higher, the run does not adapt the layer, or its A has another shape.
     """
     highest = max(pair.rank for pair in adapter.pairs.values())
     tensors: dict[str, F32] = {}
@@ -161,10 +160,10 @@ def rescaled(adapter: Adapter, rank: int, alpha: float, fresh: Mapping[str, F32]
 
 
 def read_lora_header(file: Path) -> dict[str, dict[str, object]]:
-    """Both parts of the header, `adapter` and `isrl`; an adapter of another tool has an empty `isrl`."""
+    """Both parts of the header, `adapter` and `isrl`; `isrl` is empty for another tool's adapter."""
     header = read_header(file)
     settings = _settings(header)
-    # a pipeline's file may also have settings of its text encoder
+    # a pipeline's file may also have settings for its text encoder
     adapter = next(
         (found for component in (*COMPONENTS, *settings) if "r" in (found := settings.get(component, {}))), None
     )
@@ -175,7 +174,7 @@ def read_lora_header(file: Path) -> dict[str, dict[str, object]]:
 
 
 def read_tensors(file: Path) -> tuple[dict[str, F32], dict[str, str]]:
-    """Tensors as float32 (bfloat16, which numpy lacks, included) and the header's texts."""
+    """Tensors as float32 (including bfloat16, which numpy lacks) and the header's texts."""
     header = read_header(file)
     tensors = {}
     for name, raw in deserialize(file.read_bytes()):  # type: ignore[no-untyped-call]
@@ -192,7 +191,7 @@ def read_tensors(file: Path) -> tuple[dict[str, F32], dict[str, str]]:
 
 
 def read_header(file: Path) -> dict[str, str]:
-    """The metadata of a safetensors file as it stands there; MissingInput or InputError where it is none."""
+    """The raw metadata of a safetensors file; raises MissingInput or InputError if it is not one."""
     if not file.is_file():
         raise MissingInput(f"{file}: no such LoRA file; a run writes it to <run.dir>/lora/{LORA_FILE}")
     try:
@@ -203,7 +202,7 @@ def read_header(file: Path) -> dict[str, str]:
 
 
 def _located(path: Path) -> tuple[Path, Settings]:
-    """The file with the tensors and, of a PEFT folder, its settings."""
+    """The file with the tensors and, for a PEFT folder, its settings."""
     folder = path if path.is_dir() else path.parent
     config = folder / "adapter_config.json"
     peft = folder / "adapter_model.safetensors"
@@ -217,7 +216,7 @@ def _located(path: Path) -> tuple[Path, Settings]:
 
 
 def _settings(header: Mapping[str, str]) -> Settings:
-    """diffusers' `lora_adapter_metadata`; `save_lora_adapter` leaves the component out, which is "" here."""
+    """diffusers' `lora_adapter_metadata`; `save_lora_adapter` omits the component, which is "" here."""
     packed: dict[str, object] = json.loads(header.get("lora_adapter_metadata", "{}"))
     found: Settings = {}
     for key, value in packed.items():
@@ -227,10 +226,10 @@ def _settings(header: Mapping[str, str]) -> Settings:
 
 
 def _alpha(settings: Settings, layer: str, rank: int) -> float:
-    """alpha of one layer, such that s = alpha / r; patterns are regular expressions for the end of a path, as PEFT has
-    them."""
+    """alpha of one layer, such that s = alpha / r; patterns are regular expressions for the end of a path, as in
+    PEFT."""
     component, _, path = layer.partition(".")
-    # one model's settings are the layer's, whatever another tool calls the model
+    # the settings of a single model apply to the layer, whatever another tool calls the model
     own = settings.get(component) or settings.get("") or (next(iter(settings.values())) if len(settings) == 1 else {})
     patterns = own.get("alpha_pattern") or {}
     assert isinstance(patterns, dict)
@@ -252,7 +251,7 @@ def _layers(source: str, tensors: Mapping[str, F32]) -> dict[str, dict[str, F32]
             )
         stem = name.removesuffix(suffix)
         if ".processor." in stem:
-            # diffusers' names of 2023, which ComfyUI reads: `...attn1.processor.to_out_lora.down.weight`
+            # diffusers' 2023 names, which ComfyUI reads: `...attn1.processor.to_out_lora.down.weight`
             stem = re.sub(r"\.to_out$", ".to_out.0", stem.replace(".processor.", "."))
         layers.setdefault(stem, {})[SUFFIXES[suffix]] = value
     return layers

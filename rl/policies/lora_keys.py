@@ -1,9 +1,9 @@
 """Names of a LoRA's layers in the tools that read and write them; names only, no tensors.
 
 A layer's canonical name is the pipeline's component and diffusers' path in it, `unet.mid_block.attentions.0.proj_in`.
-Others name the same layer after the model's first release ("original" here): Black Forest Labs' FLUX.2, whose q, k and
-v are one matrix, or CompVis' Stable Diffusion UNet. ComfyUI keeps the original names, kohya's scripts write either with
-underscores. Left out: FLUX.2's `norm_out.linear`, whose two halves are swapped there, so that a name is not enough.
+Other tools use the names of the model's first release ("original" here): Black Forest Labs' FLUX.2, which stores q, k
+and v as one matrix, or CompVis' Stable Diffusion UNet. ComfyUI keeps the original names; kohya's scripts write either
+kind with underscores. Left out: FLUX.2's `norm_out.linear`; its halves are swapped there, so a name is not enough.
 """
 
 import re
@@ -47,7 +47,7 @@ UNET_OTHER = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer lies in the model's original code: a matrix, and which third of its rows where q, k, v are one."""
+    """A layer's place in the model's original code: a matrix and, where q, k, v are fused, which third of its rows."""
 
     name: str
     third: int | None = None
@@ -68,8 +68,8 @@ def flux2_place(path: str) -> Place | None:
 
 
 def unet_places(paths: Collection[str]) -> dict[str, Place]:
-    """CompVis' names of a whole UNet's layers, which number blocks in a row: a layer's place hangs on how many resnets
-    the levels before have, and which of them end with a sampler. `paths` are therefore all layers of the model."""
+    """CompVis' names of a whole UNet's layers. They number blocks consecutively, so a layer's place depends on how many
+    resnets the earlier levels have and which end in a sampler. `paths` must therefore be all layers of the model."""
     known = UNET_OTHER | _unet_blocks(paths)
     places = {}
     for path in paths:
@@ -108,15 +108,15 @@ def _unet_blocks(paths: Collection[str]) -> dict[str, str]:
 
 
 def _count(paths: Collection[str], folder: str) -> int:
-    """How many numbered children `folder` has."""
+    """Number of numbered children of `folder`."""
     return len({path.removeprefix(folder + ".").partition(".")[0] for path in paths if path.startswith(folder + ".")})
 
 
 def layout_of(modules: Collection[str]) -> Layout | None:
-    """Whose original names the layers of a file without isrl's header seem to have; None where nobody's are known.
+    """The layout that the layers of a file without isrl's header seem to have; None where none is known.
 
-    A guess: SD3 and FLUX.1 call a part of their layers as FLUX.2 does. A policy says it (`PolicySection.layout`), and
-    so does the header of its adapters.
+    A guess: SD3 and FLUX.1 share some layer names with FLUX.2. A policy declares its layout (`PolicySection.layout`),
+    and so does the header of its adapters.
     """
     if all(module.startswith("unet.") for module in modules):
         return "unet"
@@ -125,11 +125,11 @@ def layout_of(modules: Collection[str]) -> Layout | None:
 
 
 def names_of_model(modules: Collection[str], layout: Layout | None) -> dict[str, tuple[str, ...]]:
-    """Every name that a known tool gives a layer -> the layers that it means: one, or q, k and v.
+    """Every name that a known tool gives a layer -> the layers it refers to: one, or q, k and v.
 
-    `modules` are the canonical names of all Linear and Conv2d layers of the model, which a file of ours has whatever
-    its component is called; original names are those of `layout`. Two layers whose names differ only in dots and
-    underscores have no name with underscores here, since it would not say which one it means.
+    `modules` are the canonical names of all Linear and Conv2d layers of the model; our own files use them, whatever the
+    component is called. Original names are those of `layout`. If two names differ only in dots and underscores, neither
+    gets a name with underscores here, because it would be ambiguous.
     """
     meanings: dict[str, tuple[str, ...]] = {_path(module): (module,) for module in modules}
     for name, parts in _by_original(_originals(modules, layout)).items():
@@ -153,7 +153,7 @@ def _originals(modules: Collection[str], layout: Layout | None) -> dict[str, Pla
 
 
 def _by_original(places: Mapping[str, Place | None]) -> dict[str, tuple[str, ...]]:
-    """Original name -> its one layer or its three; a matrix of which only some thirds are there is left out."""
+    """Original name -> its one layer or its three; a matrix with missing thirds is left out."""
     found: dict[str, dict[int | None, str]] = {}
     for module, place in places.items():
         if place is not None:

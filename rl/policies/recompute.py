@@ -1,4 +1,4 @@
-"""Gradient checkpointing (the recomputation of activations) that recomputes a block as it was computed."""
+"""Gradient checkpointing (recomputing activations) that recomputes a block with the attention kernel of its forward."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +19,7 @@ _ENABLED = {
 def enable_recomputation(backbone: Any) -> None:
     """Recompute the activations of every block of a diffusers model in the backward pass.
 
-    Backward recomputes a block outside of the context that chose its attention kernel
+    The backward pass recomputes a block outside the context that chose its attention kernel
     (`rl.flow.trajectory.exact_attention`); another kernel saves other tensors, which torch refuses.
     """
     backbone.enable_gradient_checkpointing(_checkpoint)

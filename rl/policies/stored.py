@@ -1,6 +1,6 @@
-"""What a policy's folder stores, read from the headers of its safetensors files alone, and whether an adapter fits it.
+"""What a policy's folder stores, read only from the headers of its safetensors files, and whether an adapter fits it.
 
-Torch-free. Left out: weights in another format, which nothing is known of until they are loaded.
+Torch-free. Left out: weights in other formats, about which nothing is known until they are loaded.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from rl.errors import InputError
 from rl.policies.lora_file import read_adapter
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
-"""Whole, or in parts; not the variants beside them."""
+"""Whole or sharded, without variants."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors writes it: F32, F16, BF16, ..."""
+    """safetensors' name for it: F32, F16, BF16, ..."""
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -43,8 +43,8 @@ def stored_dtype(section: PolicySection) -> Literal["float32", "bfloat16"]:
 
 
 def check_adapter(file: Path, section: PolicySection) -> None:
-    """Refuse, by InputError, an adapter that the run's adapter cannot start as: of another model, other layers or a
-    higher rank. Where the weights are not in safetensors there is nothing to compare with, and loading tells."""
+    """Raise InputError for an adapter that the run's adapter cannot start from: one for another model, other layers or
+    a higher rank. If the weights are not in safetensors, nothing can be compared before loading."""
     shapes = _layers(section)
     if not shapes:
         return
@@ -68,7 +68,7 @@ def check_adapter(file: Path, section: PolicySection) -> None:
 
 
 def _layers(section: PolicySection) -> dict[str, tuple[int, ...]]:
-    """`<component>.<layer>` -> shape of every matrix and kernel in the components that adapters are for."""
+    """`<component>.<layer>` -> shape of every matrix and kernel in the components that take adapters."""
     return {
         f"{component.name}.{name.removesuffix('.weight')}": tensor.shape
         for component in components(section)

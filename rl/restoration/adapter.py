@@ -1,6 +1,6 @@
-"""A trained adapter on a policy for restoring: the file's own layers, rank and strength, whatever it was trained with.
+"""Attaches a trained adapter to a policy for restoring, with the file's own layers, rank and strength.
 
-Left out: training on it, which needs the adapters of `rl.policies.lora`.
+Left out: training it further, which needs the adapters of `rl.policies.lora`.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def attach_adapter(policy: Policy, file: Path) -> int:
     """Inject the adapter into the policy's modules, where it stays active; returns the number of its layers.
 
     Raises:
-        InputError: not an adapter, or one of another model; the message names the file.
+        InputError: not an adapter, or one for another model; the message names the file.
     """
     try:
         return _attach(policy, file)
@@ -35,7 +35,7 @@ def _attach(policy: Policy, file: Path) -> int:
         paths = [name.removeprefix(f"{component}.") for name in adapter.pairs if name.startswith(f"{component}.")]
         if paths:
             _inject(module, paths, rank)
-    # alpha = rank: the strength is folded into B, and layers of a lower rank are filled up with zeros
+    # alpha = rank: the strength is folded into B, and layers of lower rank are padded with zeros
     tensors = {name: torch.from_numpy(array) for name, array in rescaled(adapter, rank=rank, alpha=rank).items()}
     load_into(_parameters(policy), tensors, source="its tensors")
     return len(adapter.pairs)
@@ -47,7 +47,7 @@ def _inject(module: nn.Module, paths: list[str], rank: int) -> None:
 
 
 def _parameters(policy: Policy) -> dict[str, nn.Parameter]:
-    """Name in a file -> parameter, float32 as in training whatever the base's dtype is."""
+    """Name in a file -> parameter; float32 as in training, whatever the base's dtype."""
     found = {}
     for component, module in policy.modules.items():
         for path, parameter in module.named_parameters():

@@ -1,4 +1,4 @@
-"""Which of several candidates of one image is the best, by one reward or several."""
+"""Picks the best of several candidates for one image, by one or more rewards."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ def combined(scores: F64) -> F64:
         z_nk = (s_nk - mean_n s_nk) / std_n s_nk        0 for a reward that is equal for all candidates
         c_n  = mean_k z_nk
 
-    Standardised among the candidates, so that rewards of any unit have an equal say: one reward alone orders them as it
-    does by itself. Biased standard deviations; LucidNFT's `decoupled` advantages of a group order it alike.
+    Scores are standardised over the candidates, so rewards in any unit count equally; a single reward keeps its own
+    order. Standard deviations are biased; LucidNFT's `decoupled` advantages of a group give the same order.
     """
     centred = scores - scores.mean(axis=0)
     # the std of n equal floats is not always 0, because their mean rounds

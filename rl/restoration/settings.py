@@ -1,7 +1,7 @@
-"""What restoring images needs of a trained adapter or of a policy: the policy's section, sampler, scale and tile side.
+"""Settings for restoring images, from a trained adapter or a policy: the policy's section, sampler, scale, tile side.
 
-An adapter that isrl exported carries them in its header (`recorded`); without one they are the facts of the policy's
-section; options override either. Torch-free: a mistake is refused before any weights are read.
+An adapter exported by isrl carries them in its header (`recorded`); without one they come from the policy's section.
+Options override either. Torch-free: mistakes are refused before any weights are read.
 """
 
 import json
@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for; None asks for nothing."""
+    """The options given on the command line; None where not given."""
 
     lora: Path | None = None
     type: str | None = None
@@ -54,13 +54,13 @@ class Options:
 
 
 class _Sampling(Section):
-    """Gives mistakes of a sampler the keys that the command line has."""
+    """Makes error messages about a sampler use the keys of the command line."""
 
     sampler: AnySampler
 
 
 def recorded(config: TrainingSection) -> dict[str, object]:
-    """What an exported adapter's header says under `restore`: how the run's own evaluation restored."""
+    """The `restore` part of an exported adapter's header: the settings of the run's own evaluation."""
     policy = config.policy.model_dump(mode="json", exclude={"device", *TRAINED_WITH})
     sampler = config.eval_sampler.model_dump(mode="json")
     sizes = {"scale": config.data.scale, "tile_px": config.data.crop} if isinstance(config, RunConfig) else {}
@@ -71,7 +71,7 @@ def settings(options: Options) -> Settings:
     """The header of the adapter (or the section's facts) with the options on top.
 
     Raises:
-        InputError: an option that the policy does not read, another base than the adapter's, weights that are not here.
+        InputError: an option that the policy does not read, a base other than the adapter's, or missing weights.
     """
     header = {} if options.lora is None else _header(options.lora)
     policy = _policy(header, options)
@@ -85,7 +85,7 @@ def settings(options: Options) -> Settings:
 
 
 def _header(path: Path) -> Mapping[str, Any]:
-    """What `recorded` wrote; of an older file the base alone, of another tool's nothing."""
+    """What `recorded` wrote; only the base for an older file, nothing for another tool's."""
     file = path / LORA_FILE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         return {}
@@ -133,7 +133,7 @@ def _refuse_reserved(override: str) -> None:
 
 
 def _names_a_preset(section: PolicySection, path: str) -> bool:
-    """Presets are told apart by name; a local folder may lie elsewhere today, so its tensors decide."""
+    """Presets differ by name; a local folder may have moved, so there the tensors decide."""
     sections = (section, section.model_copy(update={"path": path}))
     return any(one.preset_folder() is not None for one in sections)
 

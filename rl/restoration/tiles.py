@@ -1,10 +1,10 @@
-"""A user's image through a policy: any size, by tiles that share one noise field.
+"""Restores an image of any size with a policy, by tiles that share one noise field.
 
     v(x) = sum_tiles w_k v_k(x) / sum_tiles w_k         at every denoising step, w_k a Gaussian over tile k
 
 Blending predictions (velocities, or the one noise prediction of a one-step policy) instead of finished pixels keeps
-neighbouring tiles on one trajectory, so there are no seams. The image is reflected up to the backbone's size multiple
-and cropped afterwards.
+neighbouring tiles on one trajectory, so there are no seams. The image is padded by reflection to the backbone's size
+multiple and cropped afterwards.
 """
 
 import copy
@@ -38,7 +38,7 @@ def restore_image(
     colour: str = "wavelet",
 ) -> U8:
     """Super-resolve LR `[3, h, w]` uint8 to `[3, scale h, scale w]` uint8; `tile_px` and `overlap_px` in output
-    pixels, rounded to whole tokens. The tile should be the size that the policy was trained at."""
+    pixels, rounded to whole tokens. The tile should have the size that the policy was trained at."""
     if colour not in COLOUR:
         raise ValueError(f"colour: expected one of {sorted(COLOUR)}, got '{colour}'")
     multiple = policy.section.size_multiple
@@ -55,7 +55,7 @@ def restore_image(
 
 
 def tiled_policy(policy: Policy, *, tile: int, overlap: int) -> Policy:
-    """The policy with predictions of one whole image `[1, C, h, w]` made on tiles, on the noise schedule of a tile;
+    """The policy, with predictions for one whole image `[1, C, h, w]` made on tiles and with a tile's noise schedule;
     `tile` and `overlap` in tokens."""
     view = copy.copy(policy)
 
@@ -107,7 +107,7 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _gaussian(length: int) -> Tensor:
-    """Tile weights along one side; 0.3 of the side as standard deviation (OSEDiff: variance 0.01 of the side)."""
+    """Tile weights along one side, with a standard deviation of 0.3 of the side (OSEDiff: variance 0.01 of it)."""
     axis = (torch.arange(length) + 0.5) / length - 0.5
     return torch.exp(-0.5 * (axis / 0.3) ** 2)
 

@@ -1,9 +1,9 @@
 """A small 8x VAE with the interface of diffusers' `AutoencoderKLFlux2`.
 
 It exists so that the embedded preset needs no download and decodes a group of 12 images in about 0.1 s on two CPU
-cores. What Flux2SR reads of a VAE is the same on both classes: `encode().latent_dist.mode()`, `decode().sample`, and
-the batch-norm statistics `bn` over 2x2-patchified latents. Left out: attention and normalisation layers, so that
-every output pixel depends on a bounded window and tiles of a large image agree where they overlap.
+cores. Flux2SR uses the same interface on both classes: `encode().latent_dist.mode()`, `decode().sample`, and the
+batch-norm statistics `bn` over 2x2-patchified latents. Left out: attention and normalisation layers, so that every
+output pixel depends on a bounded window and tiles of a large image agree where they overlap.
 """
 
 import torch
@@ -57,7 +57,7 @@ def _decoder(channels: tuple[int, int], depths: tuple[int, int], latent_channels
 
 
 def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Mean and variance that the VAE keeps of its latents; a norm without them cannot normalise one image."""
+    """The VAE's running mean and variance of its latents; a norm without them cannot normalise one image."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("vae.bn: expected running statistics, got a norm with track_running_stats=False")
     return norm.running_mean, norm.running_var

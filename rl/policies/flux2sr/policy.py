@@ -49,7 +49,7 @@ def position_ids(height: int, width: int, t: int) -> Tensor:
 
 
 class Flux2SR(FlowPolicy):
-    """The policy; see `rl.policies.base.Policy` for the meaning of each method."""
+    """The policy; `rl.policies.base.Policy` documents each method."""
 
     section: Flux2SRSection
 
@@ -82,7 +82,7 @@ class Flux2SR(FlowPolicy):
 
     @classmethod
     def from_folder(cls, folder: Path, section: Flux2SRSection) -> "Flux2SR":
-        """Load transformer/, vae/ and prompt_embeds.safetensors of a local diffusers folder."""
+        """Load transformer/, vae/ and prompt_embeds.safetensors from a local diffusers folder."""
         dtype = getattr(torch, section.dtype)
         vae_config = MiniVAE.load_config(folder / "vae")
         vae_class = VAE_CLASSES.get(vae_config["_class_name"])

@@ -1,4 +1,4 @@
-"""Flux2SR's section of a recipe, with its facts. Torch-free."""
+"""Flux2SR's section of a recipe, with the policy's facts. Torch-free."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ FFN = ("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.line
 
 
 def _shift(value: object) -> object:
-    """A number may come as text from the command line; one rule, so that a mistake is one line."""
+    """A number may arrive as text from the command line; one rule, so that an error is one line."""
     number = math.nan
     if isinstance(value, int | float | str):
         with contextlib.suppress(ValueError):
@@ -40,7 +40,7 @@ Shift = Annotated[float | Literal["flux2"], BeforeValidator(_shift)]
 
 
 class Flux2SRSection(PolicySection):
-    """FLUX.2 with the LR image as reference tokens (FoA-SR, arXiv 2606.10275): transformer/, vae/ in its folder.
+    """FLUX.2 with the LR image as reference tokens (FoA-SR, arXiv 2606.10275). Its folder has transformer/ and vae/.
 
     LoRA targets: FoA-SR's default (`attn_add`) and its ablation (`attn_add_ffn`); `attn_add_single` adds the fused
     projections of FLUX.2's single blocks, which the paper neither includes nor excludes.
@@ -64,8 +64,8 @@ class Flux2SRSection(PolicySection):
     shift: Shift = "flux2"
     """exp(mu) of the resolution shift of the noise schedule, or FLUX.2's empirical mu from token count and steps."""
     guidance: float | None = None
-    """What the transformer's guidance embedding (FLUX.2-dev) is given, 1 without a value; FoA-SR samples at 1.0.
-    Refused where the transformer has none."""
+    """Input of the transformer's guidance embedding (FLUX.2-dev), 1 if unset; FoA-SR samples at 1.0. Refused where the
+    transformer has none."""
 
     def check(self) -> None:
         folder = self.folder()

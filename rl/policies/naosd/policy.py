@@ -6,8 +6,8 @@
     x0   = (z~ - sqrt(1 - abar_diff) e) / sqrt(abar_diff)           image = D(x0 / s)
 
 The paper's eq. 6 prints sqrt(beta_diff) as the second denominator; its own eqs. 3-4 and its code have sqrt(abar_diff).
-Left out: sampling the VAE's posterior. Its mean is taken, so that a condition is a function of the LR image alone and
-a group's members differ by eps only.
+Left out: sampling the VAE's posterior. Its mean is used, so that a condition depends on the LR image alone and a
+group's members differ only in eps.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ from rl.types import U8, Enlargement
 
 
 class NAOSD(OneStepPolicy):
-    """The policy; see `rl.policies.base` for the meaning of each method.
+    """The policy; `rl.policies.base` documents each method.
 
-    Its noised states may have any level t, `prediction` and `clean` are at t_diff whatever t is.
+    Noised states may have any level t; `prediction` and `clean` are always at t_diff.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class NAOSD(OneStepPolicy):
 
     @classmethod
     def from_folder(cls, folder: Path, section: NAOSDSection) -> "NAOSD":
-        """Load unet/, vae/, scheduler/ and the text encoder (or one cached embedding) of a local SD2.1 folder."""
+        """Load unet/, vae/, scheduler/ and the text encoder (or one cached embedding) from a local SD2.1 folder."""
         dtype = getattr(torch, section.dtype)
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)

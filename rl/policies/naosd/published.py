@@ -1,4 +1,4 @@
-"""The published NAOSD and GDPO-SR checkpoint layout, merged into a Stable Diffusion 2.1 folder.
+"""Merges published NAOSD and GDPO-SR checkpoints into the models of a Stable Diffusion 2.1 folder.
 
 One pickled mapping of plain lists, numbers and tensors per file:
 
@@ -22,7 +22,7 @@ from rl.errors import InputError, MissingInput
 
 PARTS = ("encoder", "decoder", "others")
 ALPHA = 8
-"""The published code leaves `lora_alpha` unset, which is 8 in PEFT."""
+"""The published code leaves `lora_alpha` unset; PEFT's default is 8."""
 
 
 def merge_published(unet: nn.Module, vae: nn.Module, file: Path) -> None:
@@ -30,12 +30,12 @@ def merge_published(unet: nn.Module, vae: nn.Module, file: Path) -> None:
 
     Raises:
         MissingInput: no such file.
-        InputError: not this layout, or made for another model.
+        InputError: not this layout, or for another model.
     """
     if not file.is_file():
         raise MissingInput(f"policy.merge: no such file {file}")
     try:
-        # weights_only: a pickle may run code, tensors and plain values may not
+        # weights_only: a pickle can run code; tensors and plain values cannot
         state = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise InputError(f"{file}: expected tensors and plain values, got something else ({error})") from error

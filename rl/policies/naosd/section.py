@@ -1,4 +1,4 @@
-"""NAOSD's section of a recipe, with its facts. Torch-free."""
+"""NAOSD's section of a recipe, with the policy's facts. Torch-free."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -17,8 +17,8 @@ UNET_ALL = (
 
 
 class NAOSDSection(PolicySection):
-    """GDPO-SR's one-step model on Stable Diffusion 2.1's classes (arXiv 2603.16769): unet/, vae/, scheduler/ and
-    text_encoder/ with tokenizer/, or a cached embedding, in its folder.
+    """GDPO-SR's one-step model on Stable Diffusion 2.1's classes (arXiv 2603.16769). Its folder has unet/, vae/,
+    scheduler/, and text_encoder/ with tokenizer/ or a cached embedding.
 
     LoRA targets: `unet_all` is GDPO-SR's set: attention, convolutions, projections and feed-forwards.
     """
@@ -38,7 +38,7 @@ class NAOSDSection(PolicySection):
 
     type: Literal["naosd"] = "naosd"
     t_add: int = Field(250, ge=0, lt=1000)
-    """DDPM timestep at which the LR latents are noised; more noise, more detail, less fidelity."""
+    """DDPM timestep at which the LR latents are noised; more noise gives more detail and less fidelity."""
     t_diff: int = Field(100, ge=0, lt=1000)
     """Timestep at which the UNet is called."""
     merge: Annotated[list[str], InputPath()] = []

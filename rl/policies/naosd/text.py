@@ -14,7 +14,7 @@ MAX_CACHED = 4096
 
 
 class CachedPrompt:
-    """One embedding `[L, D]` for every image; a preset without a text encoder has no other."""
+    """One embedding `[L, D]` for every image, for presets without a text encoder."""
 
     def __init__(self, embeds: Tensor, source: Path, negative: Tensor | None = None) -> None:
         self._embeds = embeds[None]
@@ -28,7 +28,7 @@ class CachedPrompt:
         return self._embeds
 
     def negative(self, prompt: str) -> Tensor:
-        """`[1, L, D]` of classifier-free guidance's other side."""
+        """`[1, L, D]`, the negative embedding of classifier-free guidance."""
         if self._negative is None or prompt:
             raise InputError(
                 f"negative_prompt: expected an empty prompt and negative_prompt_embeds in {self._source}, got "
@@ -38,7 +38,7 @@ class CachedPrompt:
 
 
 class ClipPrompts:
-    """CLIP's text encoder, kept on the CPU: each distinct prompt passes through it once."""
+    """CLIP's text encoder, kept on the CPU; each distinct prompt is encoded once."""
 
     def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel) -> None:
         self._tokenizer = tokenizer
@@ -48,7 +48,7 @@ class ClipPrompts:
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Tensor:
-        """`[1, L, D]`, padded to the tokenizer's length and cut there, as Stable Diffusion does."""
+        """`[1, L, D]`, padded or truncated to the tokenizer's length, as in Stable Diffusion."""
         if prompt not in self._cache:
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
@@ -63,12 +63,12 @@ class ClipPrompts:
         return self._cache[prompt]
 
     def negative(self, prompt: str) -> Tensor:
-        """`[1, L, D]` of classifier-free guidance's other side."""
+        """`[1, L, D]`, the negative embedding of classifier-free guidance."""
         return self(prompt)
 
 
 def load_prompts(folder: Path, section: NAOSDSection, width: int) -> CachedPrompt | ClipPrompts:
-    """A cached embedding where there is one, else the folder's tokenizer/ and text_encoder/."""
+    """A cached embedding if there is one, else the folder's tokenizer/ and text_encoder/."""
     file = section.prompt_file(folder)
     if file.is_file():
         tensors = load_file(file)
