@@ -46,7 +46,7 @@ class Monitor:
         run_dir.mkdir(parents=True, exist_ok=True)
         torn = jsonl.cut_torn_line(self._file)
         if torn:
-            print(f"{self._file}: dropped {torn} bytes of an unfinished last line; a former process was killed")
+            print(f"{self._file}: dropped {torn} bytes of an unfinished last line; an earlier process was killed")
         self._wandb = _start_wandb(config, run_dir, run_name, resolved_config) if config.wandb != "disabled" else None
 
     def log(self, metrics: Metrics) -> None:

@@ -226,7 +226,7 @@ def _weighted_mean(minmax: F64, share: F64, weights: F64, kind: str) -> F64:
         return np.zeros(minmax.shape[:2])
     if not total > 0.0:
         raise ValueError(
-            f"advantages: {listening} of {len(share)} images listen to {kind} rewards, whose weights sum to {total}; "
+            f"advantages: {listening} of {len(share)} images take {kind} rewards, whose weights sum to {total}; "
             f"add a {kind} reward with a weight above 0, or set rho_d to {1 if kind == 'fidelity' else 0} everywhere"
         )
     mean: F64 = share[:, None] * (minmax @ weights) / total

@@ -76,7 +76,9 @@ class RunConfig(TrainingSection):
         self._check_devices({"rollout.gpus_per_worker": self.rollout.gpus_per_worker})
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
-            raise ValueError(f"rewards: names must differ, got {names}; set `name` and `metric` apart")
+            raise ValueError(
+                f"rewards: names must differ, got {names}; give each its own `name`, and say the metric in `metric`"
+            )
         return self
 
     def _check_samplers(self) -> None:

@@ -1,6 +1,6 @@
 """A section chosen by name from a registry that is open to user-defined classes.
 
-    policy: Annotated[PolicySection, OpenUnion(POLICIES, base="rl.config.policy:PolicySection", default="flux2sr")]
+    policy: Annotated[PolicySection, OpenUnion(POLICIES, base=PolicySection, default="flux2sr")]
 
 A registry is a dict literal from name to `module:Class`. A name with a colon is itself such a reference, so a user's
 class needs no registration. The module is imported when the name is used, in every process that reads the section.

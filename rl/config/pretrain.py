@@ -1,4 +1,4 @@
-"""The recipes of `isrl pretrain`: an embedded preset from photographs alone."""
+"""The recipes of `isrl pretrain`: a preset from photographs, and for NAOSD from a multi-step model where there is one."""
 
 from typing import Annotated, ClassVar, Literal, Self
 

@@ -2,7 +2,7 @@
 
     LPIPS(x, y) = sum_l mean_{h,w} w_l . (f_l(x) - f_l(y))^2      f_l = channel-normalised features after stage l
 
-Rewards and benchmark scores use pyiqa instead (`rewards/iqa.py`); this file is the loss term of supervised training,
+Rewards and benchmark scores use pyiqa instead (`rewards/iqa/`); this file is the loss term of supervised training,
 with weights from two local files and no downloads.
 """
 

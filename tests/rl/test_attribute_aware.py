@@ -127,9 +127,9 @@ def test_attribute_aware_group_that_ties_gives_zeros(eps: float) -> None:
         (np.zeros((1, 3, 2)), [0.5], [True], TWO, r"fidelity \[2\].*got .*fidelity \(1,\)"),
         (np.zeros((2, 3, 2)), [0.5, 1.5], [True, False], TWO, r"in 0\.\.1, got \[1\.5\]"),
         (np.zeros((1, 3, 2)), [np.nan], [True, False], TWO, r"in 0\.\.1, got \[nan\]"),
-        (np.zeros((2, 3, 2)), [0.0, 0.5], [True, True], TWO, r"1 of 2 images listen to perceptual .* sum to 0\.0"),
-        (np.zeros((2, 3, 2)), [1.0, 0.5], [False, False], TWO, r"1 of 2 images listen to fidelity .* rho_d to 1"),
-        (np.zeros((1, 3, 2)), [0.5], [True, False], np.array([0.0, 1.0]), "listen to fidelity rewards, whose weights"),
+        (np.zeros((2, 3, 2)), [0.0, 0.5], [True, True], TWO, r"1 of 2 images take perceptual .* sum to 0\.0"),
+        (np.zeros((2, 3, 2)), [1.0, 0.5], [False, False], TWO, r"1 of 2 images take fidelity .* rho_d to 1"),
+        (np.zeros((1, 3, 2)), [0.5], [True, False], np.array([0.0, 1.0]), "take fidelity rewards, whose weights"),
     ],
 )
 def test_attribute_aware_refusals_carry_the_values(

@@ -60,7 +60,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
     ),
     "equal rewards": (
         ["rewards=[{name: a, type: pyiqa}, {name: a, type: lr_consistency}]"],
-        "rewards: names must differ, got ['a', 'a']; set `name` and `metric` apart",
+        "rewards: names must differ, got ['a', 'a']; give each its own `name`, and say the metric in `metric`",
     ),
     "no reward": (["rewards=[]"], "rewards: List should have at least 1 item"),
     "policy on a GPU that workers do not get": (
