@@ -1,4 +1,4 @@
-"""The recipes of `isrl pretrain`: a preset from photographs, and for NAOSD from a multi-step model where there is one."""
+"""The recipes of `isrl pretrain`: a preset from photographs; for NAOSD, also from a multi-step model that is there."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
