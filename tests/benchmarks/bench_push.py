@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start_ray(config)
         cluster = spawn(config)
         sync = WeightSync(cluster.learners[0], cluster.workers, 120.0)
-        # as in a run after its first step: nothing is trained here, and the adapter's effect would be probed at every push
+        # as in a run after its first step; nothing is trained here, so every push would probe the effect
         sync._watching = False
         reports = asyncio.run(measure(sync, options.rounds, warm_up, options.pause))
     totals = sorted(report.total_s for report in reports)
