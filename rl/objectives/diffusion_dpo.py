@@ -6,6 +6,7 @@ Winner and loser share noise and level, as published. With one pair per group th
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,16 +37,21 @@ class DiffusionDPOObjective(PreferenceObjective):
 
     def whole(self, items: Sequence[TrainItem]) -> Iterator[PreferenceBatch]:
         pairs = [item for item in items if isinstance(item, PreferencePairs)]
-        generators = [self.generator(item.task.ordinal) for item in pairs]
+        prepared = [(item, *self._encoded(item), self.generator(item.task.ordinal)) for item in pairs]
         coefficients = torch.tensor([0.5 * self._config.beta, -0.5 * self._config.beta], device=self.device)
         for _ in range(self._config.draws):
-            for item, generator in zip(pairs, generators, strict=True):
-                condition = self.policy.condition_of(item.task)
+            for item, condition, latents, generator in prepared:
                 for winner, loser, weight in zip(item.winners, item.losers, item.weights, strict=True):
-                    z = self.policy.encode_hr(item.group.images[[winner, loser]]).float()
+                    z = torch.stack([latents[winner], latents[loser]])
                     eps = torch.randn((1, *z.shape[1:]), generator=generator).expand(z.shape).to(self.device)
                     t = self.policy.random_levels(1, generator).expand(2).to(self.device)
                     share = float(weight / item.weights.sum())
                     yield PreferenceBatch(
                         item.task.ordinal, item.group.policy_version, share, condition, z, eps, t, coefficients
                     )
+
+    def _encoded(self, item: PreferencePairs) -> tuple[Any, dict[int, Tensor]]:
+        """The condition, and member -> latents `[C, h, w]` of those that are in a pair."""
+        members = sorted({*item.winners.tolist(), *item.losers.tolist()})
+        z = self.policy.encode_hr(item.group.images[members]).float()
+        return self.policy.condition_of(item.task), dict(zip(members, z, strict=True))

@@ -54,6 +54,24 @@ def test_latents_are_the_images_encoded_again(objective: PreferenceObjective, ma
         assert batch.coefficients.tolist() == pytest.approx(list(2500 * group.advantages))
 
 
+@pytest.mark.parametrize(("kind", "members"), [("gdpo", 4), ("diffusion_dpo", 2)])
+def test_an_image_is_encoded_once_for_all_draws(
+    build: Build,
+    naosd_config: Configure,
+    make_group: MakeGroup,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    members: int,
+) -> None:
+    """The VAE costs more than a one-step UNet; of a group Diffusion-DPO encodes the pair alone."""
+    objective = build(naosd_config(f"objective={{type: {kind}, draws: 3}}"))
+    encode, calls = objective.policy.encode_hr, []
+    monkeypatch.setattr(objective.policy, "encode_hr", lambda images: calls.append(len(images)) or encode(images))
+    found = batches(objective, make_group(3), make_group(8))
+    assert len(found) == 6
+    assert calls == [members, members]
+
+
 def test_gdpo_draws_noise_per_member_or_group_and_dpo_one_for_the_pair(
     build: Build, naosd_config: Configure, make_group: MakeGroup
 ) -> None:
