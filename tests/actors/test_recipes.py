@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+SHORT = ("train.groups_per_step=2", "rollout.group_size=4", "eval=null")
+PARTS = ("rollout.micro_batch=2", "learner.updates_per_batch=2")
+"""Two parts of a group, so that each of two updates has its share of them (`objective.order: samples`)."""
 EMBEDDED = {
-    name: ("train.groups_per_step=2", "rollout.group_size=3", "eval=null")
-    for name in ("gdpo_sr_mini", "flow_grpo_mini", "dance_grpo_mini", "grpo_guard_mini")
+    "gdpo_sr_mini": SHORT,
+    **{name: (*SHORT, *PARTS) for name in ("flow_grpo_mini", "dance_grpo_mini", "grpo_guard_mini")},
 }
 SMALL = (
     "train.groups_per_step=2", "rollout.group_size=3", "rollout.workers=1", "rollout.gpus_per_worker=0",
@@ -26,7 +29,7 @@ REAL = {
         "rewards=[{name: psnry, type: pyiqa, attribute: fidelity}, {name: piqe, type: pyiqa, attribute: perceptual}]",
     ),
     "flow_grpo": ("policy.path={flux2}", FLOW_REWARDS),
-    "dance_grpo": ("policy.path={flux2}", FLOW_REWARDS),
+    "dance_grpo": ("policy.path={flux2}", FLOW_REWARDS, "learner.updates_per_batch=2"),
     "grpo_guard": ("policy.path={flux2}", FLOW_REWARDS),
 }  # fmt: skip
 
