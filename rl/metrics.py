@@ -64,7 +64,7 @@ class Key(StrEnum):
     ADVANTAGE_R_HISTOGRAM = "advantage/r_histogram", "members", "reward weight r in 10 equal bins of [0, 1]"
     LOSS_POLICY = "loss/policy", "1", "objective without the reference term"
     LOSS_KL = "loss/kl", "1", "distance to the reference, unweighted: mean squared prediction difference (nft)"
-    LOSS_DRIFT = "loss/drift", "1", "mean squared prediction distance to behaviour (nft) or reference (gdpo, dpo)"
+    LOSS_DRIFT = "loss/drift", "1", "mean squared prediction distance to the anchor (nft) or reference (gdpo, dpo)"
     LOSS_MARGIN = "loss/margin", "1", "preference logit: above 0 where the policy ranks the members as the rewards do"
     LOSS_ERROR = "loss/error", "1", "mean squared error of the policy's noise prediction on its own samples"
     RATIO_CLIPPED_LOW = "ratio/clipped_low", "0..1", "members whose likelihood ratio is below 1 - clip"

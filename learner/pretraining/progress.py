@@ -12,7 +12,7 @@ from rl.config.pretrain import NAOSDPretrain
 from rl.errors import InputError
 
 FILE = "student_progress.pt"
-FREE = {"out": True, "device": True, "threads": True, "held_out": True, "sampler_steps": True}
+FREE = {"out": True, "device": True, "threads": True, "held_out": True}
 """Fields that may differ when a stage resumes; so may `student.checkpoint_every`."""
 
 

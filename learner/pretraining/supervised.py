@@ -64,7 +64,7 @@ def train_vae(vae: ModelMixin, source: CropSource, lpips: Lpips, stage: VaeStage
 
 def describe_vae(stage: VaeStage) -> str:
     """The card's line on `train_vae`."""
-    return f"VAE: Charbonnier + {stage.lpips_weight:g} LPIPS + {stage.kl_weight:g} KL, {stage.size}."
+    return f"VAE: Charbonnier + {stage.lpips_weight:g} LPIPS + {stage.kl_weight:g} KL, {stage.summary}."
 
 
 @dataclass(frozen=True, eq=False)

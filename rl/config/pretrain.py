@@ -39,7 +39,8 @@ class VaeStage(Section):
     """Share of crops shrunk and re-enlarged by the SR scale, so that the encoder also handles enlarged LR images."""
 
     @property
-    def size(self) -> str:
+    def summary(self) -> str:
+        """For `isrl plan` and the card."""
         return f"{self.steps} steps of {self.batch} crops of {self.crop} px"
 
 
@@ -151,7 +152,8 @@ class StudentStage(Section):
         return self
 
     @property
-    def size(self) -> str:
+    def summary(self) -> str:
+        """For `isrl plan` and the card."""
         return (
             f"{self.steps} steps of {self.batch} x {self.accumulate}, LoRA rank {self.lora_rank}, "
             f"{self.pixel_weight:g} {self.pixel.upper()} + {self.lpips_weight:g} LPIPS + {self.vsd_weight:g} VSD"
@@ -212,7 +214,7 @@ class FlowPretrain(PretrainSection):
 
     def stages(self) -> list[tuple[str, str]]:
         flow = f"{self.flow.steps} steps of {self.flow.batch} out of {self.pairs} cached crops of {self.crop} px"
-        return [("vae", self.vae.size), ("flow", flow)]
+        return [("vae", self.vae.summary), ("flow", flow)]
 
 
 class NAOSDPretrain(PretrainSection):
@@ -251,8 +253,8 @@ class NAOSDPretrain(PretrainSection):
     def stages(self) -> list[tuple[str, str]]:
         stage = self.teacher
         teacher = f"{stage.steps} steps of {stage.batch} out of {self.pairs} cached crops of {self.crop} px"
-        base = [] if self.base else [("vae", self.vae.size), ("teacher", teacher)]
-        return [*base, ("student", f"{self.student.size} on crops of {self.crop} px")]
+        base = [] if self.base else [("vae", self.vae.summary), ("teacher", teacher)]
+        return [*base, ("student", f"{self.student.summary} on crops of {self.crop} px")]
 
 
 PRETRAINS = OpenUnion(

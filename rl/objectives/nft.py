@@ -46,7 +46,7 @@ class NFTLoss:
     kl: Tensor
     """mean (v_theta - v_ref)^2 before its weight; 0 where the reference was skipped."""
     drift: Tensor
-    """mean (v_theta - v_old)^2: distance of the policy from the behaviour policy it learns from."""
+    """mean (v_theta - v_old)^2: distance of the policy from its anchor."""
 
 
 def implicit_velocities(v_theta: Tensor, v_old: Tensor, beta: float) -> tuple[Tensor, Tensor]:

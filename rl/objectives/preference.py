@@ -99,11 +99,12 @@ class PreferenceObjective(Objective[PreferenceBatch]):
             if len(parts) == 1:
                 yield batch
                 continue
+            smaller = [_part(batch, part) for part in parts]
             with torch.no_grad():
-                errors = [self._errors(_part(batch, part)) for part in parts]
+                errors = [self._errors(part) for part in smaller]
                 loss, inside = preference_loss(torch.cat([e.d for e in errors]), batch.coefficients)
-            for part, e in zip(parts, errors, strict=True):
-                yield replace(_part(batch, part), known=Known(inside, loss, e))
+            for part, e in zip(smaller, errors, strict=True):
+                yield replace(part, known=Known(inside, loss, e))
 
     def forward(self, batch: PreferenceBatch) -> Loss:
         e = self._errors(batch)

@@ -113,7 +113,8 @@ def read_adapter(path: Path | str, modules: Collection[str] = (), layout: Layout
         layers = names.get(stem, ()) if modules else (stem,) * stem.startswith(components)
         if not layers:
             raise InputError(f"{file}: {_unmapped(stem, bool(modules))}")
-        default = _alpha(settings, layers[0], parts["A"].shape[0] if "A" in parts else 0)
+        unsaid = "A" in parts and "alpha" not in parts
+        default = _alpha(str(file), settings, layers[0], len(parts["A"])) if unsaid else 0.0
         whole = _pair(str(file), stem, parts, default)
         if len(layers) == 3 and len(whole.b) % 3:
             raise InputError(
@@ -225,12 +226,18 @@ def _settings(header: Mapping[str, str]) -> Settings:
     return found
 
 
-def _alpha(settings: Settings, layer: str, rank: int) -> float:
+def _alpha(source: str, settings: Settings, layer: str, rank: int) -> float:
     """alpha of one layer, such that s = alpha / r; patterns are regular expressions for the end of a path, as in
     PEFT."""
     component, _, path = layer.partition(".")
     # the settings of a single model apply to the layer, whatever another tool calls the model
-    own = settings.get(component) or settings.get("") or (next(iter(settings.values())) if len(settings) == 1 else {})
+    sole = next(iter(settings.values())) if len(settings) == 1 else None
+    own = settings.get(component, settings.get("", sole if settings else {}))
+    if own is None:
+        raise InputError(
+            f"{source}: the header has settings for {sorted(settings)}, none for '{component}', so the strength of "
+            f"{layer} is unknown; expected lora_adapter_metadata with {component}.lora_alpha"
+        )
     patterns = own.get("alpha_pattern") or {}
     assert isinstance(patterns, dict)
     matching = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)]

@@ -65,7 +65,11 @@ def test_a_nan_on_one_rank_stops_the_step_of_both(
         )
         for rank in (0, 1)
     ]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
+    try:
+        assert [process.wait(timeout=300) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()  # one that waits for a rank that ended would outlive the test
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     assert ranks[0]["start"] != ranks[0]["stepped"] == ranks[0]["end"]

@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
+from rl.errors import InputError
 from rl.policies.lora_export import export_as, write_adapter
 from rl.policies.lora_file import Adapter, LoraPair, read_adapter, read_lora_header
 
@@ -43,3 +45,19 @@ def test_each_component_has_its_own_settings(tmp_path: Path) -> None:
     save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(settings)})
     pairs = read_adapter(file).pairs
     assert {name: pair.scale for name, pair in pairs.items()} == {"net.inner": 3.0, "branch.inner": 1.0}
+
+
+def test_a_layer_whose_strength_the_header_leaves_open_is_refused(tmp_path: Path) -> None:
+    """Settings for other components say nothing of this one: alpha = rank would be a guess."""
+    tensors = {f"transformer.to_q.lora_{part}.weight": np.ones((2, 2), np.float32) for part in "AB"}
+    settings = {"net.r": 2, "net.lora_alpha": 6.0, "branch.r": 2, "branch.lora_alpha": 2.0}
+    file = tmp_path / "a.safetensors"
+    save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(settings)})
+    with pytest.raises(InputError, match=r"settings for \['branch', 'net'\], none for 'transformer'"):
+        read_adapter(file)
+    save_file(
+        {**tensors, "transformer.to_q.alpha": np.float32([4.0])},
+        file,
+        metadata={"lora_adapter_metadata": json.dumps(settings)},
+    )
+    assert read_adapter(file).pairs["transformer.to_q"].scale == 2.0
