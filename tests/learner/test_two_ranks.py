@@ -19,6 +19,8 @@ from rl.types import TrainGroup, adapter_digest
 
 def be_a_rank(rank: int, folder: Path) -> None:
     """Takes the recipe and this rank's group of each of two steps from `folder`; writes what it saw of both."""
+    import torch.distributed
+
     from learner.finite import NotFinite
     from learner.learner import Learner
 
@@ -37,6 +39,7 @@ def be_a_rank(rank: int, folder: Path) -> None:
         seen |= {"error": str(error), "ordinals": error.ordinals}
     seen |= {"end": digest(), "version": learner.version}
     (folder / f"{rank}.json").write_text(json.dumps(seen))
+    torch.distributed.destroy_process_group()  # gloo's threads that still run when Python ends can abort it
 
 
 def test_a_nan_on_one_rank_stops_the_step_of_both(
