@@ -32,6 +32,7 @@ from rl.config.online import RunConfig
 from rl.data.source import TaskSource
 from rl.evaluation.sheets import sample_rows, sheet_path, write_sample_sheet
 from rl.metrics import Key, Value, batch_values
+from rl.spatial import over_cells
 from rl.types import F64, RolloutGroup
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ class Controller(TrainingLoop):
         return horizon
 
     async def _train(self, groups: list[ScoredGroup]) -> "tuple[TrainReport, AdvantageBatch]":
-        scores = np.stack([group.table.scores for group in groups])
-        batch = self.config.advantage.advantages(scores, self.config.rewards, [group.task for group in groups])
+        tables, tasks = [group.table for group in groups], [group.task for group in groups]
+        batch = self.config.advantage.of_tables(tables, self.config.rewards, tasks, self.config.map_cell_px)
         report = await self.train(
             [group.task_ref for group in groups],
             [group.group_ref for group in groups],
@@ -153,7 +154,7 @@ class Controller(TrainingLoop):
         scores = np.stack([group.table.scores for group in groups])
         self.log({**values, **batch_values(self.config.rewards, scores, batch, r)})
         if self.step % self.config.monitor.sample_every == 0 or self.step == self.config.train.steps:
-            await self._sheet(groups[0], batch.advantages[0], None if r is None else r[0])
+            await self._sheet(groups[0], over_cells(batch.advantages[0]), None if r is None else over_cells(r[0]))
 
     async def _sheet(self, scored: ScoredGroup, advantages: F64, r: F64 | None) -> None:
         group: RolloutGroup = await within(

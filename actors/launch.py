@@ -52,7 +52,7 @@ def start_ray(config: TrainingSection) -> None:
 def spawn(config: RunConfig) -> Cluster:
     """Create every actor and wait until each has loaded its model; the learner's ranks join one another last."""
     workers = _spawn_workers(config)
-    rewards = {r.name: tuple(_spawn_reward(r) for _ in range(r.replicas)) for r in config.rewards}
+    rewards = {r.name: tuple(_spawn_reward(r, config.map_cell_px) for _ in range(r.replicas)) for r in config.rewards}
     taggers = {at: tuple(_spawn_tagger(at, t) for _ in range(t.replicas)) for at, t in config.taggers.items()}
     learners, started = _spawn_learners(config)
     deadline_s = config.learner.deadline_s
@@ -100,10 +100,10 @@ def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
     return tuple(placed.remote(config) for _ in range(config.rollout.workers))
 
 
-def _spawn_reward(config: RewardSection) -> Any:
+def _spawn_reward(config: RewardSection, cell_px: int | None) -> Any:
     from actors.roles import RewardActor
 
-    return _server(RewardActor, config).remote(config)
+    return _server(RewardActor, config).remote(config, cell_px)
 
 
 def _spawn_tagger(where: str, config: TaggerSection) -> Any:

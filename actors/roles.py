@@ -58,10 +58,10 @@ class RolloutActor:
 class RewardActor:
     """One `rewards.server.RewardServer`."""
 
-    def __init__(self, config: RewardSection) -> None:
+    def __init__(self, config: RewardSection, cell_px: int | None) -> None:
         from rewards.server import RewardServer
 
-        self.server = RewardServer(config, threads=config.threads)
+        self.server = RewardServer(config, threads=config.threads, cell_px=cell_px)
 
     def ready(self) -> str:
         """Answers when the model is loaded."""
@@ -134,7 +134,7 @@ class LearnerActor:
 
     def train(self, advantages: Sequence[F64], *carriers: SRTask | RolloutGroup) -> "TrainReport":
         """Tasks first, then their groups; Ray resolves top-level references only, hence the flat arguments. One `[G]`
-        of advantages per group, from which its pairs, if any, are chosen."""
+        or `[G, h, w]` of advantages per group, from which its pairs, if any, are chosen."""
         from rl.preferences import train_item
 
         learner = self._ready()

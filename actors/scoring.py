@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from actors.pool import Pool, Request, idle_share
 from rewards.base import RewardError
 from rl.config.reward import RewardSection
@@ -40,12 +38,7 @@ async def score_group(pools: Sequence[RewardPool], ordinal: int, task: Any, grou
         if isinstance(result, BaseException):
             raise result
         columns.append(result)
-    return RewardTable(
-        ordinal,
-        tuple(column.name for column in columns),
-        np.stack([column.scores for column in columns], axis=1),
-        tuple(column.seconds for column in columns),
-    )
+    return RewardTable.of(ordinal, columns)
 
 
 def pool_values(pools: Sequence[RewardPool], step_s: float, failed: Mapping[Any, int]) -> dict[str, Value]:

@@ -54,7 +54,8 @@ class TrainingLoop:
     async def train(
         self, tasks: Sequence[Any], groups: Sequence[Any], advantages: F64, ordinals: Sequence[int]
     ) -> "TrainReport":
-        """One batch over all ranks: references to N tasks and N groups, advantages `[N, G]`."""
+        """One batch over all ranks: references to N tasks and N groups, advantages `[N, G]` or
+        `[N, G, h, w]`."""
         from learner.report import over_ranks
 
         learner = self._settings.learner

@@ -8,11 +8,12 @@ Imports no torch.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from rl.spatial import pooled
 from rl.types import F64, U8
 
 
@@ -28,6 +29,56 @@ class RewardInput:
     """`[3, H, W]` RGB, or None where the source has no ground truth."""
     scale: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the candidates in pixels."""
+        return self.images.shape[2], self.images.shape[3]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Local values of one group at a reward's own resolution."""
+
+    values: NDArray[np.floating]
+    """`[G, h, w]`; the mean over an area is the area's value."""
+    inset: float = 0.0
+    """Width in pixels of the margin around the image that the values do not cover."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalScores:
+    """A group's scores, and the same metric before its last mean.
+
+        local score of a cell = finish( sum over layers of the layer's mean in the cell )
+
+    With one cell that covers the image this is the score itself, for metrics that end in a mean.
+    """
+
+    scores: F64
+    """`[G]` finite, in the metric's own unit, higher is better."""
+    layers: tuple[Layer, ...]
+    finish: Callable[[F64], F64] = lambda means: means
+    """What the metric does after its mean, such as -10 log10; the result is higher where the image is better."""
+
+    def in_cells(self, reward: str, size: tuple[int, int], cell_px: int) -> F64:
+        """`[G, rows, columns]` local scores of images of `size` pixels.
+
+        Raises:
+            RewardError: a layer has the wrong shape, or a local score is not finite.
+        """
+        for layer in self.layers:
+            if layer.values.ndim != 3 or len(layer.values) != len(self.scores) or not layer.values.size:
+                raise RewardError(
+                    reward, f"expected a map [h, w] per image, {len(self.scores)} in all, got {layer.values.shape}"
+                )
+        local = self.finish(
+            sum((pooled(layer.values, size, cell_px, layer.inset) for layer in self.layers), np.zeros(()))
+        )
+        bad = int((~np.isfinite(local)).sum())
+        if bad:
+            raise RewardError(reward, f"{bad} of {local.size} local scores of its map are not finite")
+        return local
+
 
 class Reward(Protocol):
     """One scorer. A failure is a `RewardError`; no method ever turns it into a number."""
@@ -41,6 +92,16 @@ class Reward(Protocol):
 
     def score_groups(self, groups: Sequence[RewardInput]) -> list[F64]:
         """The same for several groups of equal H and W, as one batch if the reward can; one `[G]` per group."""
+        ...
+
+
+@runtime_checkable
+class LocalReward(Reward, Protocol):
+    """A reward that also says where: its section's `has_map` is true."""
+
+    def score_locally(self, groups: Sequence[RewardInput]) -> Sequence[LocalScores | F64]:
+        """`score_groups` with maps; plain scores `[G]` of a group that has none. Asked only where the run has
+        `advantage.spatial: map`."""
         ...
 
 
@@ -115,8 +176,12 @@ def checked_scores(reward: str, raw: ArrayLike, count: int) -> F64:
     return scores
 
 
-def score_each(score: Callable[[U8, U8, U8 | None, int], F64], groups: Sequence[RewardInput]) -> list[F64]:
-    """`score_groups` for a reward that gains nothing from batching: group by group, naming the one that failed."""
+Answer = TypeVar("Answer")
+
+
+def score_each(score: Callable[[U8, U8, U8 | None, int], Answer], groups: Sequence[RewardInput]) -> list[Answer]:
+    """`score_groups` or `score_locally` for a reward that gains nothing from batching: group by group, naming the one
+    that failed."""
     columns = []
     for k, group in enumerate(groups):
         try:

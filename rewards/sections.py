@@ -48,6 +48,10 @@ class PyiqaSection(DeviceSection, RewardSection):
     def metric_name(self) -> str:
         return self.metric or self.name
 
+    @property
+    def has_map(self) -> bool:
+        return metric_facts(self.metric_name).has_map
+
     def absolute(self, root: Path) -> Self:
         joined = super().absolute(root)
         own = self.options.get(OWN_FILE)
@@ -90,6 +94,10 @@ class LrConsistencySection(DeviceSection, RewardSection):
     cap_db: float = Field(60.0, gt=0)
     """The score of a perfect match."""
 
+    @property
+    def has_map(self) -> bool:
+        return True
+
 
 class PythonRewardSection(RewardSection):
     """The `score(images, lr, hr, scale)` of a user's Python file (`rewards/python_file.py`)."""
@@ -98,6 +106,10 @@ class PythonRewardSection(RewardSection):
 
     type: Literal["python"] = "python"
     file: Annotated[str, InputPath()]
+
+    @property
+    def has_map(self) -> None:
+        return None
 
     def check(self, *, has_hr: bool, sr_side: int | None) -> None:
         path = Path(self.file).expanduser()

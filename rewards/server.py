@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 
 from rewards import build_reward
-from rewards.base import RewardError, RewardInput
+from rewards.base import LocalReward, LocalScores, RewardError, RewardInput
 from rl.config.reward import RewardSection
-from rl.types import RewardColumn, RolloutGroup, SRTask
+from rl.types import F64, RewardColumn, RewardMap, RolloutGroup, SRTask
 
 
 class RewardServer:
@@ -18,15 +18,17 @@ class RewardServer:
     Args:
         config: the reward to build.
         threads: torch's intra-op threads for this whole process; None leaves them as they are.
+        cell_px: side in pixels of the cells of its maps; None where the run asks for no maps.
 
     Raises:
         RewardError: the reward could not be built.
     """
 
-    def __init__(self, config: RewardSection, *, threads: int | None = None) -> None:
+    def __init__(self, config: RewardSection, *, threads: int | None = None, cell_px: int | None = None) -> None:
         limit_threads(threads)
         self.config = config
         self.reward = build_reward(config)
+        self._cell_px = cell_px if config.map and isinstance(self.reward, LocalReward) else None
 
     def score(self, tasks: Sequence[SRTask], groups: Sequence[RolloutGroup]) -> list[RewardColumn]:
         """One column per group, in the order given; `seconds` is the group's share of its batch, by images.
@@ -40,15 +42,31 @@ class RewardServer:
         for batch in self._batches(inputs):
             start = time.perf_counter()
             try:
-                scores = self.reward.score_groups([inputs[k] for k in batch])
+                answers = self._answers([inputs[k] for k in batch])
             except RewardError as error:
                 positions = tuple(batch[k] for k in error.groups) or tuple(batch)
                 ordinals = tuple(groups[k].ordinal for k in positions)
                 raise RewardError(error.name, error.reason, groups=positions, ordinals=ordinals) from error
-            per_image = (time.perf_counter() - start) / sum(len(part) for part in scores)
-            for k, part in zip(batch, scores, strict=True):
-                columns[k] = RewardColumn(groups[k].ordinal, self.config.name, part, per_image * len(part))
+            per_image = (time.perf_counter() - start) / sum(len(scores) for scores, _ in answers)
+            for k, (scores, local) in zip(batch, answers, strict=True):
+                seconds = per_image * len(scores)
+                columns[k] = RewardColumn(groups[k].ordinal, self.config.name, scores, seconds, local)
         return [columns[k] for k in range(len(groups))]
+
+    def _answers(self, batch: Sequence[RewardInput]) -> list[tuple[F64, RewardMap | None]]:
+        if self._cell_px is None or not isinstance(self.reward, LocalReward):
+            return [(scores, None) for scores in self.reward.score_groups(batch)]
+        answers: list[tuple[F64, RewardMap | None]] = []
+        for k, (one, local) in enumerate(zip(batch, self.reward.score_locally(batch), strict=True)):
+            if not isinstance(local, LocalScores):
+                answers.append((local, None))
+                continue
+            try:
+                values = local.in_cells(self.config.name, one.size, self._cell_px)
+            except RewardError as error:
+                raise RewardError(error.name, error.reason, groups=(k,)) from error
+            answers.append((local.scores, RewardMap.of(values)))
+        return answers
 
     def _batches(self, inputs: Sequence[RewardInput]) -> list[list[int]]:
         by_size: dict[tuple[int, ...], list[int]] = {}

@@ -8,19 +8,24 @@ group alone:
     ... by_group     DanceGRPO (arXiv 2505.07818)
     attribute_aware  GDPO-SR (arXiv 2603.16769), its Attribute-aware Reward Function
 
+Scores are `[N, G, R]`, or `[N, G, h, w, R]` per cell (`rl.spatial`): then every formula holds in each cell, and batch
+statistics run over the cells too, with the divisor of N G independent values, because the cells of a member are not.
+Therefore a constant map gives the advantage of its value, and permuted cells give permuted advantages.
+
 `S = R / scale` is the score in the reward's natural unit. Every formula, `std_floor` and `eps` use that unit, so
 rescaling a metric together with its `scale` changes nothing. Left out: clipping (part of the reward weight) and running
 statistics over past batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rl.data.attributes import attribute_shares
+from rl.data.attributes import attribute_shares, detail_map
+from rl.spatial import pooled
 from rl.types import F64, SRTask
 
 Flags = NDArray[np.bool_]
@@ -41,16 +46,16 @@ class Weighed(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class AdvantageBatch:
-    """Advantages of N groups of G members under R rewards."""
+    """Advantages of N groups of G members under R rewards, per cell or not."""
 
     advantages: F64
-    """`[N, G]`, unclipped."""
+    """`[N, G]` or `[N, G, h, w]`, unclipped."""
     per_reward: F64
-    """`[N, G, R]`, each reward's term before weights and fusion: its group z-score (decoupled), its centred score
-    (scalarised), or its min-max score in 0..1 (attribute_aware)."""
+    """`[N, G, R]` or `[N, G, h, w, R]`, each reward's term before weights and fusion: its group z-score (decoupled),
+    its centred score (scalarised), or its min-max score in 0..1 (attribute_aware)."""
     zero_variance: Flags
-    """`[N, R]`, True where the reward's standard deviation in the group is below the floor. `decoupled` and
-    `attribute_aware` ignore such a reward in that group; `scalarised` only reports it."""
+    """`[N, R]` or `[N, h, w, R]`, True where the reward's standard deviation in the group is below the floor. There
+    `decoupled` and `attribute_aware` ignore the reward; `scalarised` only reports it."""
 
 
 ROUNDING = 1e-12
@@ -60,7 +65,7 @@ ROUNDING = 1e-12
 def decoupled(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor: float, eps: float) -> AdvantageBatch:
     """Per-reward group z-score, weighted sum, batch z-score.
 
-    scores: `[N, G, R]` or N arrays `[G, R]`; weights, scales: `[R]`.
+    scores: `[N, G, R]`, N arrays `[G, R]`, or `[N, G, h, w, R]`; weights, scales: `[R]`.
 
         A_k  = (S_k - mean_group S_k) / (std_group S_k + eps)    0 for the whole group where std_group S_k < std_floor
         A    = sum_k w_k A_k
@@ -74,8 +79,8 @@ def decoupled(scores: Sequence[F64] | F64, weights: F64, scales: F64, std_floor:
     spread = scaled.std(axis=1, ddof=1)
     flat = _under_floor(scaled, spread, std_floor)
     # np.where evaluates both branches: without the safe divisor, a flat group would divide by zero when eps is 0
-    divisor = np.where(flat, 1.0, spread + eps)[:, None, :]
-    z = np.where(flat[:, None, :], 0.0, (scaled - scaled.mean(axis=1, keepdims=True)) / divisor)
+    divisor = np.where(flat, 1.0, spread + eps)[:, None]
+    z = np.where(flat[:, None], 0.0, (scaled - scaled.mean(axis=1, keepdims=True)) / divisor)
     fused = z @ weights
     return AdvantageBatch(_standardised(fused, eps), z, flat)
 
@@ -127,9 +132,10 @@ def attribute_aware(
 ) -> AdvantageBatch:
     """GDPO-SR's ARF, equations 7 and 8: fidelity rewards count on smooth images, perceptual ones on detailed images.
 
-    scores: `[N, G, R]` or N arrays `[G, R]`; rho_d: `[N]` share of detailed pixels of each HR image, rho_s = 1 -
-    rho_d (`rl.data.attributes.attribute_shares`); fidelity: `[R]` True for full-reference rewards (FR: PSNR on Y in
-    the paper), False for no-reference ones (NR: MANIQA and MUSIQ); weights, scales: `[R]`.
+    scores: `[N, G, R]`, N arrays `[G, R]`, or `[N, G, h, w, R]`; rho_d: `[N]` share of detailed pixels of each HR
+    image, or `[N, h, w]` of each cell (`rl.data.attributes`), rho_s = 1 - rho_d; fidelity: `[R]` True for
+    full-reference rewards (FR: PSNR on Y in the paper), False for no-reference ones (NR: MANIQA and MUSIQ); weights,
+    scales: `[R]`.
 
         s~_k = (S_k - min_group S_k) / (max_group S_k - min_group S_k)     0 for the whole group under the floor
         R    = rho_s mean_FR(s~) + rho_d mean_NR(s~)                       means weighted with w_k inside each set
@@ -148,7 +154,7 @@ def attribute_aware(
     _check_attributes(scaled, rho_d, fidelity)
     low, span = scaled.min(axis=1, keepdims=True), np.ptp(scaled, axis=1)
     flat = _under_floor(scaled, scaled.std(axis=1, ddof=1), std_floor)
-    minmax = np.where(flat[:, None, :], 0.0, (scaled - low) / np.where(flat, 1.0, span)[:, None, :])
+    minmax = np.where(flat[:, None], 0.0, (scaled - low) / np.where(flat, 1.0, span)[:, None])
     fused = _weighted_mean(minmax, 1.0 - rho_d, np.where(fidelity, weights, 0.0), "fidelity")
     fused += _weighted_mean(minmax, rho_d, np.where(fidelity, 0.0, weights), "perceptual")
     spread = fused.std(axis=1, ddof=1, keepdims=True)
@@ -168,15 +174,27 @@ def fidelity_flags(rewards: Sequence[Weighed]) -> Flags:
     return np.array([reward.attribute == "fidelity" for reward in rewards])
 
 
-def detail_shares(tasks: Sequence[SRTask], fixed: float | None) -> F64:
-    """rho_d `[N]`: `fixed`, or measured on each task's HR image."""
-    return np.array([_detail_share(task) if fixed is None else fixed for task in tasks])
+def detail_shares(tasks: Sequence[SRTask], fixed: float | None, cell_px: int | None = None) -> F64:
+    """rho_d `[N]`: `fixed`, or measured on each task's HR image; `[N, h, w]` in cells of `cell_px` pixels."""
+    if fixed is not None:
+        return np.full(len(tasks), fixed)
+    return np.array([_detail_share(task, cell_px) for task in tasks])
 
 
-def _detail_share(task: SRTask) -> float:
+def _detail_share(task: SRTask, cell_px: int | None) -> float | F64:
     if task.hr is None:
         raise ValueError(f"task {task.ordinal} '{task.lr_id}' has no HR image to take a detailed share from")
-    return attribute_shares(task.hr).detail
+    return (
+        attribute_shares(task.hr).detail if cell_px is None else pooled(detail_map(task.hr), task.hr.shape[1:], cell_px)
+    )
+
+
+def mixed(whole: AdvantageBatch, local: AdvantageBatch, local_weight: float) -> AdvantageBatch:
+    """(1 - w) A(scores) + w A(maps); `per_reward` and `zero_variance` are those of the maps."""
+    common = whole.advantages
+    if local.advantages.ndim > common.ndim:
+        common = common[:, :, None, None]
+    return replace(local, advantages=(1.0 - local_weight) * common + local_weight * local.advantages)
 
 
 def to_reward_weight(advantages: F64, adv_clip_max: float) -> F64:
@@ -187,7 +205,7 @@ def to_reward_weight(advantages: F64, adv_clip_max: float) -> F64:
 
 
 def _scaled(scores: Sequence[F64] | F64, weights: F64, scales: F64) -> F64:
-    """`[N, G, R]` scores in natural units, or an error that names what does not fit."""
+    """Scores in natural units, or an error that names what does not fit."""
     shapes = sorted({np.shape(group) for group in scores})
     if len(shapes) != 1:
         raise ValueError(
@@ -196,10 +214,10 @@ def _scaled(scores: Sequence[F64] | F64, weights: F64, scales: F64) -> F64:
         )
     stacked = np.asarray(scores, dtype=np.float64)
     rewards = len(weights)
-    if stacked.ndim != 3 or stacked.shape[1] < 2 or stacked.shape[2] != rewards or len(scales) != rewards:
+    if stacked.ndim not in (3, 5) or stacked.shape[1] < 2 or stacked.shape[-1] != rewards or len(scales) != rewards:
         raise ValueError(
-            f"advantages: expected scores [N, G >= 2, {rewards}] with {rewards} weights and scales, "
-            f"got scores {stacked.shape}, {len(weights)} weights, {len(scales)} scales"
+            f"advantages: expected scores [N, G >= 2, {rewards}] or [N, G >= 2, h, w, {rewards}] with {rewards} "
+            f"weights and scales, got scores {stacked.shape}, {len(weights)} weights, {len(scales)} scales"
         )
     if not np.isfinite(stacked).all():
         raise ValueError(f"advantages: {int((~np.isfinite(stacked)).sum())} scores are not finite; drop their groups")
@@ -207,10 +225,11 @@ def _scaled(scores: Sequence[F64] | F64, weights: F64, scales: F64) -> F64:
 
 
 def _check_attributes(scaled: F64, rho_d: F64, fidelity: Flags) -> None:
-    groups, _, rewards = scaled.shape
-    if rho_d.shape != (groups,) or fidelity.shape != (rewards,):
+    groups, rewards = scaled.shape[0], scaled.shape[-1]
+    shapes = {(groups,), (groups, *scaled.shape[2:-1])}
+    if rho_d.shape not in shapes or fidelity.shape != (rewards,):
         raise ValueError(
-            f"advantages: expected rho_d [{groups}] and fidelity [{rewards}] for scores {scaled.shape}, "
+            f"advantages: expected rho_d {sorted(shapes)} and fidelity [{rewards}] for scores {scaled.shape}, "
             f"got rho_d {rho_d.shape}, fidelity {fidelity.shape}"
         )
     outside = rho_d[~((rho_d >= 0.0) & (rho_d <= 1.0))]
@@ -219,17 +238,19 @@ def _check_attributes(scaled: F64, rho_d: F64, fidelity: Flags) -> None:
 
 
 def _weighted_mean(minmax: F64, share: F64, weights: F64, kind: str) -> F64:
-    """`[N, G]`, share times the weighted mean over the rewards; a set that no image uses may be empty."""
+    """minmax's shape without R, share times the weighted mean over the rewards; a set that no image uses may be
+    empty."""
     total = float(weights.sum())
     listening = int((share > 0.0).sum())
     if not listening:
-        return np.zeros(minmax.shape[:2])
+        return np.zeros(minmax.shape[:-1])
     if not total > 0.0:
         raise ValueError(
             f"advantages: {listening} of {len(share)} images take {kind} rewards, whose weights sum to {total}; "
             f"add a {kind} reward with a weight above 0, or set rho_d to {1 if kind == 'fidelity' else 0} everywhere"
         )
-    mean: F64 = share[:, None] * (minmax @ weights) / total
+    fused = minmax @ weights
+    mean: F64 = share.reshape(len(share), 1, *(share.shape[1:] or (1,) * (fused.ndim - 2))) * fused / total
     return mean
 
 
@@ -242,5 +263,6 @@ def _under_floor(scaled: F64, spread: F64, std_floor: float) -> Flags:
 def _standardised(values: F64, eps: float) -> F64:
     if np.ptp(values) == 0.0:
         return np.zeros_like(values)
-    standardised: F64 = (values - values.mean()) / (values.std(ddof=1) + eps)
+    cells = int(np.prod(values.shape[2:]))
+    standardised: F64 = (values - values.mean()) / (values.std(ddof=cells) + eps)
     return standardised

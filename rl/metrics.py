@@ -51,7 +51,7 @@ class Key(StrEnum):
     REWARD_MEAN = "reward/<name>/mean", "score", "mean over all members of the batch"
     REWARD_STD = "reward/<name>/std", "score", "standard deviation over all members of the batch"
     REWARD_GROUP_STD = "reward/<name>/group_std", "score", "mean over groups of the unbiased std inside the group"
-    REWARD_ZERO_VARIANCE = "reward/<name>/zero_variance_share", "0..1", "groups in which the reward is under std_floor"
+    REWARD_ZERO_VARIANCE = "reward/<name>/zero_variance_share", "0..1", "groups (or their cells) under std_floor"
     REWARD_FAILED = "reward/<name>/failed", "groups", "groups dropped in this step because this reward failed"
     REWARD_QUEUE_WAIT = "reward/queue_wait_s", "s", "mean wait of a sampled group until a reward server takes it"
     ADVANTAGE_STD_BEFORE = (
@@ -61,7 +61,12 @@ class Key(StrEnum):
     )
     ADVANTAGE_STD = "advantage/std", "1", "standard deviation of the advantage over the batch"
     ADVANTAGE_ABS_MAX = "advantage/abs_max", "1", "largest |advantage| of the batch, before clipping"
-    ADVANTAGE_R_HISTOGRAM = "advantage/r_histogram", "members", "reward weight r in 10 equal bins of [0, 1]"
+    ADVANTAGE_LOCAL = (
+        "advantage/local_share",
+        "0..1",
+        "share of the advantage's mean square that differs between the cells of a member; with advantage.spatial: map",
+    )
+    ADVANTAGE_R_HISTOGRAM = "advantage/r_histogram", "members", "reward weight r (per cell) in 10 equal bins of [0, 1]"
     LOSS_POLICY = "loss/policy", "1", "objective without the reference term"
     LOSS_KL = "loss/kl", "1", "distance to the reference, unweighted: mean squared prediction difference (nft)"
     LOSS_DRIFT = "loss/drift", "1", "mean squared prediction distance to the anchor (nft) or reference (gdpo, dpo)"
@@ -178,13 +183,17 @@ def read_metrics(path: Path) -> tuple[Metrics, ...]:
 
 
 def batch_values(rewards: Sequence[Weighed], scores: F64, batch: AdvantageBatch, r: F64 | None) -> dict[str, Value]:
-    """Reward and advantage metrics of one training batch: scores `[N, G, R]` raw, r `[N, G]` where the objective has
-    one."""
+    """Reward and advantage metrics of one training batch: scores `[N, G, R]` raw; r, where the objective has one, of
+    the shape of the advantages."""
     scaled = scores / np.array([reward.scale for reward in rewards])
     values: dict[str, Value] = {
         Key.ADVANTAGE_STD: float(batch.advantages.std()),
         Key.ADVANTAGE_ABS_MAX: float(np.abs(batch.advantages).max()),
     }
+    if batch.advantages.ndim > 2:
+        square = float(np.square(batch.advantages).mean())
+        within = float(batch.advantages.var(axis=(2, 3)).mean())
+        values[Key.ADVANTAGE_LOCAL] = within / square if square else 0.0
     if r is not None:
         counts = np.histogram(r, bins=HISTOGRAM_BINS, range=(0.0, 1.0))[0]
         values[Key.ADVANTAGE_R_HISTOGRAM] = counts.astype(float).tolist()
@@ -192,7 +201,7 @@ def batch_values(rewards: Sequence[Weighed], scores: F64, batch: AdvantageBatch,
         values[Key.REWARD_MEAN.of(name)] = float(scaled[..., k].mean())
         values[Key.REWARD_STD.of(name)] = float(scaled[..., k].std())
         values[Key.REWARD_GROUP_STD.of(name)] = float(scaled[..., k].std(axis=1, ddof=1).mean())
-        values[Key.REWARD_ZERO_VARIANCE.of(name)] = float(batch.zero_variance[:, k].mean())
+        values[Key.REWARD_ZERO_VARIANCE.of(name)] = float(batch.zero_variance[..., k].mean())
         values[Key.ADVANTAGE_STD_BEFORE.of(name)] = float(batch.per_reward[..., k].std())
     return values
 

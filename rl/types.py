@@ -6,6 +6,7 @@ Arrays are numpy, so that Ray maps them read-only and without a copy on one mach
 Letters: G members of a group, R rewards, C latent channels, H W output size in pixels, h w size of the latent grid.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 U8 = NDArray[np.uint8]
+F16 = NDArray[np.float16]
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -123,6 +125,45 @@ class RolloutReceipt:
     sample_s: float
 
 
+# part of a RewardColumn, where the run has advantages per cell
+@dataclass(frozen=True, eq=False)
+class RewardMap:
+    """One reward's local scores of one group, on the run's grid of cells; 2 G h w + 4 h w bytes.
+
+    The differences between members are what counts, so they have float16's 11 bits for themselves: a float16 of 30 dB
+    has steps of 0.016 dB.
+    """
+
+    mean: F32
+    """`[h, w]` mean over the group."""
+    deviation: F16
+    """`[G, h, w]` in -1..1, difference to the mean in `unit`."""
+    unit: float
+    """The largest difference, above 0, in the metric's own unit."""
+
+    @staticmethod
+    def of(values: F64) -> "RewardMap":
+        """From local scores `[G, h, w]`, finite, higher is better."""
+        mean = values.mean(axis=0).astype(np.float32)
+        deviation = values - mean
+        unit = float(np.abs(deviation).max()) or 1.0
+        return RewardMap(mean, (deviation / unit).astype(np.float16), unit)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        members, rows, columns = self.deviation.shape
+        return members, rows, columns
+
+    @property
+    def nbytes(self) -> int:
+        return self.mean.nbytes + self.deviation.nbytes
+
+    def values(self) -> F64:
+        """`[G, h, w]` in the metric's own unit, to 5e-4 of the largest difference in the group."""
+        values: F64 = self.mean.astype(np.float64) + self.unit * self.deviation.astype(np.float64)
+        return values
+
+
 # reward server -> controller
 @dataclass(frozen=True, eq=False)
 class RewardColumn:
@@ -133,6 +174,8 @@ class RewardColumn:
     scores: F64
     """`[G]` finite, higher is better, in the metric's own unit (sign flipped where lower is better)."""
     seconds: float
+    map: RewardMap | None = None
+    """Where the run asks for maps and the reward has one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +187,27 @@ class RewardTable:
     scores: F64
     """`[G, R]` finite."""
     seconds: tuple[float, ...]
+    maps: tuple[RewardMap | None, ...] = ()
+    """One per reward; empty where the run asks for no maps. Ray maps large ones read-only, without a copy."""
+
+    @staticmethod
+    def of(ordinal: int, columns: Sequence[RewardColumn]) -> "RewardTable":
+        """From one column per reward."""
+        return RewardTable(
+            ordinal,
+            tuple(column.name for column in columns),
+            np.stack([column.scores for column in columns], axis=1),
+            tuple(column.seconds for column in columns),
+            tuple(column.map for column in columns) if any(column.map is not None for column in columns) else (),
+        )
 
     def __post_init__(self) -> None:
+        shapes = {reward_map.shape for reward_map in self.maps if reward_map is not None}
+        if self.maps and (len(self.maps) != len(self.names) or any(s[0] != len(self.scores) for s in shapes)):
+            raise ValueError(
+                f"RewardTable {self.ordinal}: expected {len(self.names)} maps of {len(self.scores)} members, got "
+                f"{len(self.maps)} of shapes {sorted(shapes)}"
+            )
         if self.scores.ndim != 2 or self.scores.shape[1] != len(self.names):
             raise ValueError(f"RewardTable: expected scores [G, {len(self.names)}], got {self.scores.shape}")
         if not np.isfinite(self.scores).all():
@@ -161,7 +223,7 @@ class TrainGroup:
     task: SRTask
     group: RolloutGroup
     advantages: F64
-    """`[G]`, unclipped."""
+    """`[G]`, or `[G, h, w]` per cell of `advantage.pool` x `advantage.pool` latent cells; unclipped."""
 
 
 # controller -> learner rank, for objectives that train on pairs (chosen by rl/preferences.py)

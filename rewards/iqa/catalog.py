@@ -49,6 +49,9 @@ _LOWER_BETTER_UNFLAGGED = frozenset({"dmm"})
 _ONE_BY_ONE = frozenset({"AFINE", "QAlign", "Compare2Score", "LIQE"})
 
 
+MAPPED = frozenset({"PSNR", "SSIM", "GMSD", "LPIPS"})
+"""pyiqa's classes with maps in `rewards/iqa/maps.py`."""
+
 _FURTHER: Mapping[str, tuple[str, ...] | None] = {
     "PSNR": ("data_range", "eps", "color_space"),
     "Entropy": ("data_range", "eps", "color_space"),
@@ -78,6 +81,8 @@ class MetricFacts:
     """Both sides must be multiples of this."""
     min_side: int
     why_min_side: str
+    has_map: bool
+    """`rewards/iqa/maps.py` says where its score comes from."""
 
 
 def metric_facts(name: str) -> MetricFacts:
@@ -113,6 +118,8 @@ def metric_facts(name: str) -> MetricFacts:
         side_multiple=32 if kind == "AFINE" else 1,
         min_side=min_side,
         why_min_side=why,
+        # LPIPS+ weighs places by what it sees there, so its score is no mean over places
+        has_map=kind in MAPPED and options.get("semantic_weight_layer", -1) < 0,
     )
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.base import RewardError, RewardInput, checked_scores, naming
+from rewards.base import Layer, LocalScores, RewardError, RewardInput, checked_scores, naming
 from rewards.iqa.catalog import MetricFacts, metric_facts
+from rewards.iqa.maps import MAPS
 from rewards.pixels import unit_batch, unit_references
 from rewards.sections import PyiqaSection
 from rewards.weights import missing_text
@@ -40,6 +41,7 @@ class IqaReward:
         self.name = section.name
         self.needs_hr = facts.full_reference
         self.one_by_one = facts.one_by_one
+        self._kind, self._has_map = facts.kind, facts.has_map
         self._batch_verified = False
         self._sign = -1.0 if facts.lower_better else 1.0
         self._device = torch.device(section.device)
@@ -61,6 +63,22 @@ class IqaReward:
             y = unit_references(self._references(groups), counts, self._device) if self.needs_hr else None
             raw = self._sign * self._raw_scores(x, y)
         return _split(self.name, raw, counts)
+
+    def score_locally(self, groups: Sequence[RewardInput]) -> Sequence[LocalScores | F64]:
+        """The same with the metric's map, if `rewards/iqa/maps.py` has it."""
+        if not self._has_map:
+            return self.score_groups(groups)
+        counts = [len(group.images) for group in groups]
+        with naming(self.name, "scoring"), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            x = unit_batch([group.images for group in groups], self._device)
+            y = unit_references(self._references(groups), counts, self._device)
+            found = MAPS[self._kind](self._metric.net, x, y)
+            scores = _split(self.name, self._sign * _float64(found.scores), counts)
+            layers = [[*torch.split(layer, counts)] for layer in found.layers]
+        return [
+            LocalScores(column, tuple(Layer(_float64(layer[k]), found.inset) for layer in layers), found.finish)
+            for k, column in enumerate(scores)
+        ]
 
     def _built(self, facts: MetricFacts, section: PyiqaSection) -> Any:
         arguments = {**facts.protocol, **section.options}
@@ -114,7 +132,11 @@ class IqaReward:
         if not isinstance(output, Tensor) or output.numel() != len(x):
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise RewardError(self.name, f"expected {len(x)} scores, one per image, got {got} from pyiqa")
-        return np.asarray(output.detach().double().reshape(-1).cpu().numpy(), dtype=np.float64)
+        return _float64(output).reshape(-1)
+
+
+def _float64(values: Tensor) -> F64:
+    return np.asarray(values.detach().double().cpu().numpy(), dtype=np.float64)
 
 
 def _split(name: str, raw: F64, counts: list[int]) -> list[F64]:

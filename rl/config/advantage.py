@@ -1,20 +1,28 @@
-"""From the `[G, R]` scores of each group to one number per member; the formulas are in `rl.advantages`."""
+"""From the scores of each group to one number per member, or one per member and cell; the formulas are in
+`rl.advantages`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rl.config.base import Section
+from rl.config.base import ReadWith, Section
 from rl.config.open_union import OpenUnion
 
 if TYPE_CHECKING:
     from rl.advantages import AdvantageBatch, Weighed
-    from rl.types import F64, SRTask
+    from rl.types import F64, RewardTable, SRTask
 
 
 class AdvantageSection(Section):
-    """The base of all aggregations. Your own extends this class; a recipe selects it by `aggregation: module:Class`."""
+    """The base of all aggregations. Your own extends this class; a recipe selects it by `aggregation: module:Class`.
+
+    With `spatial: map` the same formula is applied in every cell of the latent grid, to the rewards' maps:
+
+        A_i[p] = (1 - local_weight) A(scores)_i + local_weight A(maps)_i[p]
+
+    Group statistics and `std_floor` are those of the cell, batch statistics are over all groups, ranks and cells.
+    """
 
     needs_attributes: ClassVar[bool] = False
     """Every reward must say whether it measures fidelity or perception."""
@@ -24,10 +32,44 @@ class AdvantageSection(Section):
     """A reward with a group standard deviation below `std_floor * reward.scale` is ignored in that group (advantage 0),
     so that float noise is not amplified to full weight. The value is ours."""
     eps: float = Field(1e-4, ge=0)
+    spatial: Literal["off", "map"] = "off"
+    """`map`: one advantage per cell, from the maps of the rewards that have one; the others count with their score in
+    every cell. Ours; the derivation is in `rl/DECISIONS.md`."""
+    pool: Annotated[int, Field(ge=1), ReadWith("spatial", "map")] = 1
+    """Side of a cell in latent positions; 1 is the finest. A cell as large as the latent is the scalar case."""
+    local_weight: Annotated[float, Field(gt=0, le=1), ReadWith("spatial", "map")] = 1.0
+    """Share of the advantage of the maps; the rest is the advantage of the scores."""
 
-    def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
-        """From scores `[N, G, R]` of the whole batch, over all ranks, and their N tasks."""
+    def advantages(
+        self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]", cell_px: int | None = None
+    ) -> "AdvantageBatch":
+        """From scores `[N, G, R]` of the whole batch, over all ranks, and their N tasks; or from `[N, G, h, w, R]`, in
+        cells of `cell_px` output pixels."""
         raise NotImplementedError
+
+    def of_tables(
+        self,
+        tables: "Sequence[RewardTable]",
+        rewards: "Sequence[Weighed]",
+        tasks: "Sequence[SRTask]",
+        cell_px: int | None,
+    ) -> "AdvantageBatch":
+        """From the tables of the whole batch; `cell_px` is None with `spatial: off`."""
+        import numpy as np
+
+        from rl.advantages import mixed
+        from rl.spatial import values_per_cell
+
+        scores = np.stack([table.scores for table in tables])
+        if cell_px is None:
+            return self.advantages(scores, rewards, tasks)
+        values = values_per_cell(tables)
+        if values.shape[2:4] == (1, 1):
+            values = values[:, :, 0, 0]
+        local = self.advantages(values, rewards, tasks, cell_px)
+        if self.local_weight == 1.0:
+            return local
+        return mixed(self.advantages(scores, rewards, tasks), local, self.local_weight)
 
     def check(self, rewards: "Sequence[Weighed]", *, where: str, has_hr: bool) -> None:
         """Raise ValueError for rewards (the recipe's key `where`) or data that the aggregation cannot read."""
@@ -43,7 +85,9 @@ class DecoupledSection(AdvantageSection):
 
     aggregation: Literal["decoupled"] = "decoupled"
 
-    def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
+    def advantages(
+        self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]", cell_px: int | None = None
+    ) -> "AdvantageBatch":
         from rl.advantages import decoupled, weights_and_scales
 
         return decoupled(scores, *weights_and_scales(rewards), self.std_floor, self.eps)
@@ -56,7 +100,9 @@ class ScalarisedSection(AdvantageSection):
     std: Literal["batch", "group"] = "batch"
     """`batch`: over all groups (DiffusionNFT; Flow-GRPO's global std). `group`: within each group (DanceGRPO)."""
 
-    def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
+    def advantages(
+        self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]", cell_px: int | None = None
+    ) -> "AdvantageBatch":
         from rl.advantages import scalarised, scalarised_by_group, weights_and_scales
 
         formula = scalarised if self.std == "batch" else scalarised_by_group
@@ -73,11 +119,13 @@ class AttributeAwareSection(AdvantageSection):
     detail_share: float | None = Field(None, ge=0, le=1)
     """None: measured on the HR image. 0: fidelity only, 1: perceptual only, 0.5: fixed."""
 
-    def advantages(self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]") -> "AdvantageBatch":
+    def advantages(
+        self, scores: "F64", rewards: "Sequence[Weighed]", tasks: "Sequence[SRTask]", cell_px: int | None = None
+    ) -> "AdvantageBatch":
         from rl.advantages import attribute_aware, detail_shares, fidelity_flags, weights_and_scales
 
         weights, scales = weights_and_scales(rewards)
-        rho_d = detail_shares(tasks, self.detail_share)
+        rho_d = detail_shares(tasks, self.detail_share, cell_px if scores.ndim == 5 else None)
         return attribute_aware(scores, rho_d, fidelity_flags(rewards), weights, scales, self.std_floor, self.eps)
 
     def check(self, rewards: "Sequence[Weighed]", *, where: str, has_hr: bool) -> None:

@@ -43,6 +43,8 @@ class ObjectiveSection(Section):
     """Why it cannot train on mined images, as the end of a sentence; None where it can."""
     online_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys that control how groups are sampled."""
+    spatial_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys that are read only with `advantage.spatial: map`."""
     varied_levels: ClassVar[bool] = False
     """Members of a group may differ in noise level instead of noise."""
 
@@ -96,6 +98,7 @@ class NFTSection(ObjectiveSection):
 
     builder = "rl.objectives.nft:NFTObjective"
     online_only = "trains on the clean latents that a worker sampled, and pools hold images"
+    spatial_keys = frozenset({"normaliser"})
 
     type: Literal["nft"] = "nft"
     beta: float = Field(1.0, gt=0)
@@ -109,6 +112,9 @@ class NFTSection(ObjectiveSection):
     newest, or the behaviour policy that sampled the group. Without lag both are the same."""
     timestep_fraction: float = Field(0.99, gt=0, le=1)
     """Share of the sampler's grid that each member is trained on: floor(steps * fraction) random points."""
+    normaliser: Literal["sample", "cell"] = "sample"
+    """With `advantage.spatial: map`, what the squared error of a cell is divided by: the mean absolute error of its
+    sample, or that of the cell."""
     allow_one_step: bool = False
     """DiffusionNFT's authors call one-step generators unsupported; set true to try anyway."""
 

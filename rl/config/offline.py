@@ -1,8 +1,8 @@
 """An offline run: groups come from pools of candidates on disk; nothing is sampled or scored."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rl.config.base import InputPath, Section
 from rl.config.training import TrainingSection
@@ -41,19 +41,12 @@ class OfflineConfig(TrainingSection):
     pools: PoolSection
     scores: list[ScoreSection] = Field(min_length=1)
 
-    @model_serializer(mode="wrap")
-    def _only_what_is_read(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        raw: dict[str, Any] = dump(self)
-        objective = {key: value for key, value in raw["objective"].items() if key not in self.objective.online_keys}
-        return {**raw, "objective": objective}
-
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.objective.online_only is not None:
             raise ValueError(f"objective '{self.objective.type}' {self.objective.online_only}; use kind: online")
-        unread = sorted(self.objective.online_keys & self.objective.model_fields_set)
-        if unread:
-            raise ValueError(f"objective.{unread[0]} says how groups are sampled, and pools are; remove it")
+        if self.advantage.spatial != "off":
+            raise ValueError("advantage.spatial map: pools hold scores, not maps; remove it")
         self.objective.check(self.policy, self.sampler)
         # whether a pool has HR images is known only once it is read
         self.advantage.check(self.scores, where="scores", has_hr=True)
@@ -63,6 +56,12 @@ class OfflineConfig(TrainingSection):
         if len(set(names)) != len(names):
             raise ValueError(f"scores: names must differ, got {names}")
         return self
+
+    def _unread_objective_keys(self) -> dict[str, frozenset[str]]:
+        return {
+            **super()._unread_objective_keys(),
+            "says how groups are sampled, and pools are": self.objective.online_keys,
+        }
 
     @property
     def group_size(self) -> int:

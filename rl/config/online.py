@@ -71,6 +71,7 @@ class RunConfig(TrainingSection):
         self.objective.check(self.policy, self.sampler)
         self._check_size()
         self.advantage.check(self.rewards, where="rewards", has_hr=self.data.has_hr)
+        self._check_maps()
         self._check_shares()
         self._check_micro_batch()
         self._check_devices({"rollout.gpus_per_worker": self.rollout.gpus_per_worker})
@@ -116,6 +117,17 @@ class RunConfig(TrainingSection):
             if data is not None and data.scale != self.data.scale:
                 raise ValueError(f"{where}.scale must equal data.scale {self.data.scale}, got {data.scale}")
 
+    def _check_maps(self) -> None:
+        if self.advantage.spatial == "off":
+            unread = [reward.name for reward in self.rewards if not reward.map]
+            if unread:
+                raise ValueError(f"rewards {unread}: map is read only with advantage.spatial: map; remove it")
+        elif all(reward.has_map is False or not reward.map for reward in self.rewards):
+            raise ValueError(
+                "advantage.spatial map needs a reward with a map (lr_consistency, gmsd, ssim_y, psnr_y, lpips), got "
+                f"{[reward.name for reward in self.rewards]} without; add one, or write advantage.spatial=off"
+            )
+
     def _check_micro_batch(self) -> None:
         if self.objective.likelihood and self.learner.micro_batch not in (None, self.sampled_at_once):
             raise ValueError(
@@ -130,6 +142,11 @@ class RunConfig(TrainingSection):
     @property
     def eval_sampler(self) -> SamplerSection:
         return (self.eval.sampler if self.eval else None) or self.sampler.deterministic
+
+    @property
+    def map_cell_px(self) -> int | None:
+        """Side in output pixels of the cells of reward maps and advantages; None without maps."""
+        return None if self.advantage.spatial == "off" else self.advantage.pool * self.policy.cell_px
 
     @property
     def group_size(self) -> int:

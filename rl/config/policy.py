@@ -39,6 +39,8 @@ class PolicySection(Section):
     """`module:Class` of the policy; its `from_folder(folder, section)` loads it."""
     size_multiple: ClassVar[int]
     """Output sides must be divisible by this."""
+    cell_px: ClassVar[int]
+    """Side in output pixels of one position of the latent grid on which objectives train."""
     prediction: ClassVar[Prediction]
     """What the backbone predicts: the velocity of a flow, or the noise of a DDPM."""
     one_step: ClassVar[bool] = False

@@ -39,12 +39,19 @@ class RewardSection(ServerSection):
     """The reward's natural unit: raw scores are divided by it in logs and for the advantage's std floor."""
     attribute: Literal["fidelity", "perceptual"] | None = None
     """Which set of `advantage.aggregation: attribute_aware` it belongs to; other aggregations do not read it."""
+    map: bool = True
+    """With `advantage.spatial: map`, use its map where it has one; false: its score in every cell."""
     batch_groups: int = Field(1, ge=1)
     """Groups of equal size that one call may score as one batch."""
 
     @property
     def label(self) -> str:
         return f"reward '{self.name}'"
+
+    @property
+    def has_map(self) -> bool | None:
+        """Whether its builder is a `rewards.base.LocalReward`; None where only the run shows it."""
+        return False
 
     @model_validator(mode="after")
     def _name_fits_metric_keys(self) -> Self:

@@ -1,9 +1,9 @@
 """What all runs that train an adapter share, whether their groups are sampled or mined."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from rl.config.advantage import AnyAdvantage, DecoupledSection
 from rl.config.base import ReadWith, Section
@@ -62,6 +62,26 @@ class TrainingSection(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     monitor: MonitorConfig = MonitorConfig()
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _objective_is_read(self) -> Self:
+        for why, keys in self._unread_objective_keys().items():
+            unread = sorted(keys & self.objective.model_fields_set)
+            if unread:
+                raise ValueError(f"objective.{unread[0]} {why}; remove it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_read(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        raw: dict[str, Any] = dump(self)
+        unread = frozenset().union(*self._unread_objective_keys().values())
+        return {**raw, "objective": {key: value for key, value in raw["objective"].items() if key not in unread}}
+
+    def _unread_objective_keys(self) -> dict[str, frozenset[str]]:
+        """Why -> the keys of the objective that this run does not read."""
+        if self.advantage.spatial == "map":
+            return {}
+        return {"is read only with advantage.spatial: map": self.objective.spatial_keys}
 
     @property
     def sampler(self) -> SamplerSection:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from rl.types import F32, F64, U8
 
@@ -47,6 +48,12 @@ def attribute_shares(hr: U8, *, tile: int = 10, resized: int = 64, threshold: fl
 
     ValueError if hr is not uint8 `[3, H, W]`, tile or resized is below 1, or threshold is negative.
     """
+    rho_d = round(float(detail_map(hr, tile=tile, resized=resized, threshold=threshold).mean()), 2)
+    return AttributeShares(smooth=round(1.0 - rho_d, 2), detail=rho_d)
+
+
+def detail_map(hr: U8, *, tile: int = 10, resized: int = 64, threshold: float = 50.0) -> NDArray[np.bool_]:
+    """Which pixels `[H, W]` lie in a detailed tile; arguments and errors of `attribute_shares`."""
     if hr.dtype != np.uint8 or hr.ndim != 3 or hr.shape[0] != 3 or hr.size == 0:
         raise ValueError(f"attribute_shares: expected hr uint8 [3, H, W], got {hr.dtype} {hr.shape}")
     if tile < 1 or resized < 1 or not threshold >= 0.0:
@@ -56,26 +63,27 @@ def attribute_shares(hr: U8, *, tile: int = 10, resized: int = 64, threshold: fl
         )
     # COLOR_BGR2GRAY on RGB, as published, swaps the weights of red and blue and moves rho_d by up to 0.04
     gray = cv2.cvtColor(np.ascontiguousarray(hr.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY)
-    detailed = 0
-    for tiles in _tile_rows((gray / 255.0).astype(np.float32), tile):
+    detailed = np.empty(gray.shape, np.bool_)
+    for where, tiles in _tile_rows((gray / 255.0).astype(np.float32), tile):
         area = tiles.shape[1] * tiles.shape[2]
-        detailed += area * int((_entropies(tiles, resized) * area > threshold).sum())
-    rho_d = round(detailed / gray.size, 2)
-    return AttributeShares(smooth=round(1.0 - rho_d, 2), detail=rho_d)
+        detailed[where] = np.repeat(_entropies(tiles, resized) * area > threshold, tiles.shape[2])
+    return detailed
 
 
-def _tile_rows(gray: F32, tile: int) -> Iterator[F32]:
-    """Every pixel once, as stacks `[n, h, w]` of equal tiles: per row the full tiles, then the remaining one.
+def _tile_rows(gray: F32, tile: int) -> Iterator[tuple[tuple[slice, slice], F32]]:
+    """Every pixel once, as stacks `[n, h, w]` of equal tiles and where they lie: per row the full tiles, then the
+    remaining one.
 
     One row at a time, because all enlarged tiles of a 512 x 512 image take 43 MB and do not fit in the cache.
     """
     full = gray.shape[1] // tile * tile
     for top in range(0, gray.shape[0], tile):
-        row = gray[top : top + tile]
+        rows = slice(top, top + tile)
+        row = gray[rows]
         if full:
-            yield row[:, :full].reshape(len(row), -1, tile).swapaxes(0, 1)
+            yield (rows, slice(0, full)), row[:, :full].reshape(len(row), -1, tile).swapaxes(0, 1)
         if full < gray.shape[1]:
-            yield row[None, :, full:]
+            yield (rows, slice(full, None)), row[None, :, full:]
 
 
 def _entropies(tiles: F32, resized: int) -> F64:

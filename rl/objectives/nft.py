@@ -12,6 +12,9 @@ With `newest` the gradient at v_theta = v_old is that of fresh groups with the w
 A one-step policy has no noise levels: its x0 at its own noise is written as the velocity x_t - x0 at t = 1, so the
 loss is the same function of x0. The authors call this case unsupported; it runs only if the recipe asks for it.
 
+With an advantage per cell (`advantage.spatial: map`) r, e+ and e- have one value per cell, and E includes the mean over
+the positions: each position is pulled to x0 or pushed from it by its own r.
+
 e+ and e- each have their own normaliser, detached, at least 1e-5. The factor adv_clip_max / beta makes the gradient
 at v_theta = v_old proportional to 2 (2r - 1) adv_clip_max = 2A in the unclipped range, for any beta; there beta
 sets only the curvature.
@@ -30,6 +33,7 @@ from rl.config.objective import NFTSection
 from rl.config.training import TrainingSection
 from rl.metrics import Key
 from rl.objectives.base import Loss, MicroBatch, Objective
+from rl.objectives.cells import WHOLE, Cells
 from rl.policies.base import Policy
 from rl.policies.lora import OLD, Adapters
 from rl.types import TrainGroup, TrainItem
@@ -54,12 +58,17 @@ def implicit_velocities(v_theta: Tensor, v_old: Tensor, beta: float) -> tuple[Te
     return (1 - beta) * v_old + beta * v_theta, (1 + beta) * v_old - beta * v_theta
 
 
-def normalised_error(v: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """mean (x0_hat - x0)^2 / sg(mean |x0_hat - x0|) with x0_hat = x_t - t v; `[B]`, normaliser in float64."""
-    dims = tuple(range(1, x0.ndim))
+def normalised_error(
+    v: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, cells: Cells = WHOLE, normalised_by: Cells = WHOLE
+) -> Tensor:
+    """mean (x0_hat - x0)^2 / sg(mean |x0_hat - x0|) with x0_hat = x_t - t v; `[B]`, normaliser in float64.
+
+    With `cells` `[B, rows, columns]`; `normalised_by` is those cells, or the whole sample.
+    """
     error = x_t - t.view(-1, *[1] * (x0.ndim - 1)) * v - x0
-    normaliser = error.detach().double().abs().mean(dim=dims).clamp(min=MIN_NORMALISER)
-    return error.square().mean(dim=dims) / normaliser.to(error.dtype)
+    e = cells.mean(error.square())
+    normaliser = normalised_by.mean(error.detach().double().abs()).clamp(min=MIN_NORMALISER).to(error.dtype)
+    return e / (normaliser if normaliser.ndim == e.ndim else normaliser[:, None, None])
 
 
 def nft_loss(
@@ -70,10 +79,8 @@ def nft_loss(
     x_t: Tensor,
     t: Tensor,
     r: Tensor,
-    *,
-    beta: float,
-    adv_clip_max: float,
-    kl_weight: float,
+    values: NFTSection,
+    cells: Cells = WHOLE,
 ) -> NFTLoss:
     """The loss of a batch.
 
@@ -81,14 +88,16 @@ def nft_loss(
         v_theta, v_old, v_ref: velocities `[B, C, h, w]`; `v_ref` None where `kl_weight` is 0.
         x0, x_t: clean and noised latents `[B, C, h, w]`, x_t = (1 - t) x0 + t eps.
         t: noise level `[B]` in [0, 1].
-        r: reward weight `[B]` in [0, 1], 1/2 + A / (2 adv_clip_max).
+        r: reward weight `[B]`, or `[B, rows, columns]` of `cells`, in [0, 1], 1/2 + A / (2 adv_clip_max).
+        values: beta, adv_clip_max, kl_weight and normaliser are read.
     """
-    v_plus, v_minus = implicit_velocities(v_theta, v_old, beta)
-    e_plus, e_minus = normalised_error(v_plus, x0, x_t, t), normalised_error(v_minus, x0, x_t, t)
-    policy = (r * e_plus + (1 - r) * e_minus).mean() * (adv_clip_max / beta)
+    v_plus, v_minus = implicit_velocities(v_theta, v_old, values.beta)
+    by = cells if values.normaliser == "cell" else WHOLE
+    e_plus, e_minus = (normalised_error(v, x0, x_t, t, cells, by) for v in (v_plus, v_minus))
+    policy = cells.total(r * e_plus + (1 - r) * e_minus, x0).mean() * (values.adv_clip_max / values.beta)
     kl = policy.new_zeros(()) if v_ref is None else (v_theta - v_ref).square().mean()
     drift = (v_theta.detach() - v_old).square().mean()
-    return NFTLoss(policy + kl_weight * kl, policy.detach(), kl.detach(), drift)
+    return NFTLoss(policy + values.kl_weight * kl, policy.detach(), kl.detach(), drift)
 
 
 def old_decay(schedule: Literal["none", "ramp", "delayed"], s: int) -> float:
@@ -120,7 +129,7 @@ class NFTBatch(MicroBatch):
     t: Tensor
     """`[M]`"""
     r: Tensor
-    """`[M]`"""
+    """`[M]` or `[M, rows, columns]`"""
 
 
 class NFTObjective(Objective[NFTBatch]):
@@ -131,6 +140,7 @@ class NFTObjective(Objective[NFTBatch]):
         if not isinstance(config.objective, NFTSection):
             raise TypeError(f"NFTObjective: expected an NFTSection, got {type(config.objective).__name__}")
         self._config = config.objective
+        self._cells = Cells.of(config.advantage)
 
     def old_decay(self, updates: int) -> float:
         return old_decay(self._config.old_decay.schedule, updates)
@@ -145,8 +155,8 @@ class NFTObjective(Objective[NFTBatch]):
             with self.adapters.using(OLD):
                 v_old = self._velocity(x_t, batch)
         loss = nft_loss(
-            self._velocity(x_t, batch), v_old, v_ref, batch.x0, x_t, self._level(batch), batch.r,
-            beta=self._config.beta, adv_clip_max=self._config.adv_clip_max, kl_weight=self._config.kl_weight,
+            self._velocity(x_t, batch), v_old, v_ref, batch.x0, x_t, self._level(batch), batch.r, self._config,
+            self._cells.matching(batch.r, batch.x0),
         )  # fmt: skip
         terms = {Key.LOSS_POLICY: loss.policy, Key.LOSS_KL: loss.kl, Key.LOSS_DRIFT: loss.drift}
         return Loss(loss.total * batch.share, {key: term * batch.share for key, term in terms.items()})

@@ -16,13 +16,12 @@ from typing import TypedDict
 
 import numpy as np
 from harness import HELD_OUT, ROOT, be_the_only_rank, scores
+from lagged_loop import LaggedLoop
 
 from rl.config.load import load_config
 from rl.config.online import RunConfig
-from rl.data.source import TaskSource
 from rl.evaluation.bootstrap import paired_bootstrap
-from rl.seeding import derive_seed, member_seeds
-from rl.types import F64, TrainGroup
+from rl.types import F64
 
 CROPS = 72
 SMALL = ("train.groups_per_step=1", "rollout.group_size=2", "data.crop=64", "eval.data.crop=64")
@@ -69,52 +68,21 @@ def recipe(seed: int, lag: int, anchor: str, steps: int, crops: int, *more: str)
     )
 
 
-class LaggedLoop:
-    """One process; versions older than the newest are kept for sampling."""
-
-    def __init__(self, config: RunConfig) -> None:
-        from learner.learner import Learner
-        from rewards.server import RewardServer
-        from rl.rollout import RolloutWorker
-
-        self.config = config
-        self.worker = RolloutWorker(config)
-        self.learner = Learner(config)
-        self.servers = [RewardServer(reward) for reward in config.rewards]
-        self.source = TaskSource(config.data, config.seed)
-        self.published = [self.learner.snapshot()]
-
-    def step(self, s: int) -> None:
-        """Sample with the version that lag allows, score, train."""
-        config, count = self.config, self.config.train.groups_per_step
-        self.worker.install(self.published[max(0, s - config.train.max_policy_lag)])
-        tasks = [self.source.task(s * count + i) for i in range(count)]
-        size = config.group_size
-        groups = [self.worker.rollout(t, member_seeds(config.seed, t.ordinal, size))[1] for t in tasks]
-        table = scores(self.servers, tasks, groups)
-        advantages = config.advantage.advantages(table, config.rewards, tasks).advantages
-        self.learner.train([TrainGroup(t, g, a) for t, g, a in zip(tasks, groups, advantages, strict=True)])
-        self.published.append(self.learner.snapshot())
-
-    def judge(self) -> tuple[list[str], F64]:
-        """(photograph, scores `[R]`) of the EMA on every held-out crop, the same noise at every call."""
-        section = self.config.eval
-        assert section is not None
-        self.worker.install(self.learner.ema_snapshot())
-        tasks = TaskSource(section.data, 0).grid(section.crops)
-        groups = [self.worker.rollout(t, (derive_seed("eval", t.lr_id, 0),), training=False)[1] for t in tasks]
-        return [task.lr_id.partition("@")[0] for task in tasks], scores(self.servers, tasks, groups)[:, 0]
+def judge(loop: LaggedLoop) -> tuple[list[str], F64]:
+    """(photograph, scores `[R]`) of the EMA on every held-out crop, the same noise at every call."""
+    tasks, groups = zip(*loop.held_out(1), strict=True)
+    return [task.lr_id.partition("@")[0] for task in tasks], scores(loop.servers, tasks, groups)[:, 0]
 
 
 def run(config: RunConfig, judged_at: Sequence[int]) -> Judged:
     """Scores of the held-out crops before and after each of `judged_at` steps."""
     loop = LaggedLoop(config)
-    photos, before = loop.judge()
+    photos, before = judge(loop)
     found: dict[str, list[list[float]]] = {"0": before.tolist()}
     for s in range(config.train.steps):
         loop.step(s)
         if s + 1 in judged_at:
-            found[str(s + 1)] = loop.judge()[1].tolist()
+            found[str(s + 1)] = judge(loop)[1].tolist()
     return {"photos": photos, "scores": found, "names": [reward.name for reward in config.rewards]}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rewards.server import RewardServer
-from rl.types import F64, RolloutGroup, SRTask
+from rl.types import F64, RewardTable, RolloutGroup, SRTask
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -37,10 +37,16 @@ def be_the_only_rank() -> None:
     os.environ.update(rank_environment(0, 1, free_port()))
 
 
-def scores(servers: Sequence[RewardServer], tasks: Sequence[SRTask], groups: Sequence[RolloutGroup]) -> F64:
-    """`[N, G, R]`, group by group as a run's servers do."""
-    rows = [
-        [server.score([task], [group])[0].scores for server in servers]
+def tables(
+    servers: Sequence[RewardServer], tasks: Sequence[SRTask], groups: Sequence[RolloutGroup]
+) -> list[RewardTable]:
+    """Scores, and maps where the servers make them, group by group as in a run."""
+    return [
+        RewardTable.of(task.ordinal, [server.score([task], [group])[0] for server in servers])
         for task, group in zip(tasks, groups, strict=True)
     ]
-    return np.stack([np.stack(row, axis=1) for row in rows])
+
+
+def scores(servers: Sequence[RewardServer], tasks: Sequence[SRTask], groups: Sequence[RolloutGroup]) -> F64:
+    """`[N, G, R]`"""
+    return np.stack([table.scores for table in tables(servers, tasks, groups)])

@@ -48,6 +48,7 @@ class Flux2SRSection(PolicySection):
 
     builder = "rl.policies.flux2sr.policy:Flux2SR"
     size_multiple = 16
+    cell_px = 16
     prediction = "velocity"
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_add": ATTN_ADD,

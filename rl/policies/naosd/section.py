@@ -25,6 +25,7 @@ class NAOSDSection(PolicySection):
 
     builder = "rl.policies.naosd.policy:NAOSD"
     size_multiple = 8
+    cell_px = 8
     prediction = "noise"
     one_step = True
     solvers = ("one_step", "gaussian")

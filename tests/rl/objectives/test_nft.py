@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl.advantages import to_reward_weight
+from rl.config.objective import NFTSection
 from rl.flow.schedule import flow_sigmas, interpolated
 from rl.objectives.nft import (
     NFTLoss,
@@ -53,8 +54,8 @@ class Case:
     def loss(self) -> NFTLoss:
         r = torch.from_numpy(to_reward_weight(np.array(self.advantages), self.adv_clip_max))
         x_t = interpolated(self.x0, self.eps, self.t)
-        weights = {"beta": self.beta, "adv_clip_max": self.adv_clip_max, "kl_weight": self.kl_weight}
-        return nft_loss(self.v_theta, self.v_old, self.v_ref, self.x0, x_t, self.t, r, **weights)
+        values = NFTSection(beta=self.beta, adv_clip_max=self.adv_clip_max, kl_weight=self.kl_weight)
+        return nft_loss(self.v_theta, self.v_old, self.v_ref, self.x0, x_t, self.t, r, values)
 
     def gradient(self) -> Tensor:
         self.loss().total.backward()
@@ -105,7 +106,7 @@ def test_one_pixel_by_hand() -> None:
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     t, r = torch.tensor([0.5]).double(), torch.tensor([0.75]).double()
     x_t = interpolated(one, -one, t)
-    loss = nft_loss(-one, -2 * one, -3 * one, one, x_t, t, r, beta=0.5, adv_clip_max=2.0, kl_weight=0.1)
+    loss = nft_loss(-one, -2 * one, -3 * one, one, x_t, t, r, NFTSection(beta=0.5, adv_clip_max=2.0, kl_weight=0.1))
     assert x_t.item() == 0.0
     assert loss.total.item() == pytest.approx(1.4, abs=1e-12)
     assert (loss.policy.item(), loss.kl.item(), loss.drift.item()) == pytest.approx((1.0, 4.0, 1.0), abs=1e-12)
