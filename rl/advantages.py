@@ -229,7 +229,8 @@ def _check_attributes(scaled: F64, rho_d: F64, fidelity: Flags) -> None:
     shapes = {(groups,), (groups, *scaled.shape[2:-1])}
     if rho_d.shape not in shapes or fidelity.shape != (rewards,):
         raise ValueError(
-            f"advantages: expected rho_d {sorted(shapes)} and fidelity [{rewards}] for scores {scaled.shape}, "
+            f"advantages: expected rho_d {' or '.join(map(str, sorted(shapes)))} and fidelity ({rewards},) for scores "
+            f"{scaled.shape}, "
             f"got rho_d {rho_d.shape}, fidelity {fidelity.shape}"
         )
     outside = rho_d[~((rho_d >= 0.0) & (rho_d <= 1.0))]

@@ -7,8 +7,10 @@ from rl.types import F64, PreferencePairs, RolloutGroup, SRTask, TrainGroup, Tra
 
 
 def best_and_worst(task: SRTask, group: RolloutGroup, advantages: F64) -> PreferencePairs:
-    """One pair: the members with the largest and the smallest advantage `[G]`, the first among ties; weight 1."""
-    return PreferencePairs(task, group, np.array([advantages.argmax()]), np.array([advantages.argmin()]), np.ones(1))
+    """One pair: the members with the largest and the smallest advantage `[G]`, the first among ties; weight 1. With
+    advantages `[G, h, w]` they are chosen in every cell."""
+    best, worst = (np.asarray(choose(axis=0))[None] for choose in (advantages.argmax, advantages.argmin))
+    return PreferencePairs(task, group, best, worst, np.ones(1))
 
 
 def train_item(task: SRTask, group: RolloutGroup, advantages: F64, *, pairs: bool) -> TrainItem:

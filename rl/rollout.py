@@ -7,6 +7,7 @@ import torch
 
 from rl.config.online import RunConfig
 from rl.config.rollout import SamplerSection
+from rl.flow.cells import Cells
 from rl.flow.trajectory import join_trajectories
 from rl.policies import load_policy
 from rl.policies.base import Condition, member_noise, to_uint8
@@ -31,6 +32,7 @@ class RolloutWorker:
     def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(config.rollout.threads)
         self.config = config
+        self._cells = Cells.of(config.advantage)
         self.policy = load_policy(config.policy)
         for module in self.policy.modules.values():
             module.eval()
@@ -131,7 +133,9 @@ class RolloutWorker:
         if objective.likelihood:
             run = (task.seed, task.ordinal // self.config.train.groups_per_step)
             drawn = [
-                self.policy.trajectory(noise, condition, sampler, seeds[part], run, keep_mean=objective.keeps_mean)
+                self.policy.trajectory(
+                    noise, condition, sampler, seeds[part], run, keep_mean=objective.keeps_mean, cells=self._cells
+                )
                 for noise, part in zip(noises, parts, strict=True)
             ]
             return [x for x, _ in drawn], join_trajectories([record for _, record in drawn])

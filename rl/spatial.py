@@ -35,6 +35,11 @@ def pooled(
     return means
 
 
+def scores_of(tables: Sequence[RewardTable]) -> F64:
+    """`[N, G, R]`"""
+    return np.stack([table.scores for table in tables])
+
+
 def values_per_cell(tables: Sequence[RewardTable]) -> F64:
     """`[N, G, h, w, R]`: every reward's map; a reward without one has its score in every cell.
 
@@ -57,10 +62,10 @@ def over_cells(values: F64) -> F64:
 
 
 def _columns(table: RewardTable, shape: tuple[int, int, int]) -> list[F64]:
-    columns = []
+    columns = [np.broadcast_to(scores[:, None, None], shape) for scores in table.scores.T]
     for k, reward_map in enumerate(table.maps):
-        score = np.broadcast_to(table.scores[:, k, None, None], shape)
-        columns.append(score if reward_map is None else reward_map.values())
+        if reward_map is not None:
+            columns[k] = reward_map.values()
     return columns
 
 

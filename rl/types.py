@@ -78,7 +78,8 @@ class TrajectoryRecord:
     states: F32
     """`[S, G, C, h, w]`"""
     logp: F64
-    """`[K, G]`, each step's log-probability under the behaviour policy, mean over C, h, w."""
+    """`[K, G]`, each step's log-probability under the behaviour policy, mean over C, h, w; `[K, G, rows, columns]` in a
+    run with advantages per cell, mean over C and the cell."""
     mean: F32 | None
     """`[K, G, C, h, w]`, means of the behaviour policy's Gaussians, for GRPO-Guard."""
 
@@ -130,16 +131,13 @@ class RolloutReceipt:
 class RewardMap:
     """One reward's local scores of one group, on the run's grid of cells; 2 G h w + 4 h w bytes.
 
-    The differences between members are what counts, so they have float16's 11 bits for themselves: a float16 of 30 dB
-    has steps of 0.016 dB.
-    """
+    Only differences between members count, so they have float16's 11 bits for themselves."""
 
     mean: F32
     """`[h, w]` mean over the group."""
     deviation: F16
-    """`[G, h, w]` in -1..1, difference to the mean in `unit`."""
+    """`[G, h, w]` in -1..1, the difference to the mean in `unit`s of the largest one."""
     unit: float
-    """The largest difference, above 0, in the metric's own unit."""
 
     @staticmethod
     def of(values: F64) -> "RewardMap":
@@ -202,12 +200,10 @@ class RewardTable:
         )
 
     def __post_init__(self) -> None:
-        shapes = {reward_map.shape for reward_map in self.maps if reward_map is not None}
-        if self.maps and (len(self.maps) != len(self.names) or any(s[0] != len(self.scores) for s in shapes)):
-            raise ValueError(
-                f"RewardTable {self.ordinal}: expected {len(self.names)} maps of {len(self.scores)} members, got "
-                f"{len(self.maps)} of shapes {sorted(shapes)}"
-            )
+        members = {reward_map.shape[0] for reward_map in self.maps if reward_map is not None}
+        if self.maps and (len(self.maps) != len(self.names) or members - {len(self.scores)}):
+            expected = f"{len(self.names)} maps of {len(self.scores)} members"
+            raise ValueError(f"RewardTable {self.ordinal}: expected {expected}, got {len(self.maps)} of {members}")
         if self.scores.ndim != 2 or self.scores.shape[1] != len(self.names):
             raise ValueError(f"RewardTable: expected scores [G, {len(self.names)}], got {self.scores.shape}")
         if not np.isfinite(self.scores).all():
@@ -234,17 +230,20 @@ class PreferencePairs:
     task: SRTask
     group: RolloutGroup
     winners: I64
-    """`[P]` preferred members."""
+    """`[P]` preferred members, or `[P, h, w]` the preferred member of each cell."""
     losers: I64
-    """`[P]` members that the winners are preferred to."""
+    """The members that the winners are preferred to, likewise."""
     weights: F64
     """`[P]`, at least 0; the loss is the weighted mean over the pairs."""
 
     def __post_init__(self) -> None:
-        shapes = {self.winners.shape, self.losers.shape, self.weights.shape}
-        members = len(self.group.member_seeds)
-        if len(shapes) != 1 or self.winners.ndim != 1 or not len(self.winners):
-            raise ValueError(f"PreferencePairs: expected three arrays [P >= 1], got shapes {sorted(shapes)}")
+        shape, members = self.winners.shape, len(self.group.member_seeds)
+        fits = shape == self.losers.shape and shape[:1] == self.weights.shape
+        if not fits or len(shape) not in (1, 3) or not self.winners.size:
+            raise ValueError(
+                f"PreferencePairs: expected winners and losers [P >= 1] or [P, h, w] and weights [P], got shapes "
+                f"{shape}, {self.losers.shape}, {self.weights.shape}"
+            )
         if min(self.winners.min(), self.losers.min()) < 0 or max(self.winners.max(), self.losers.max()) >= members:
             raise ValueError(f"PreferencePairs: expected members 0 to {members - 1}, got {self.winners}, {self.losers}")
         if not (self.weights.min() >= 0 and self.weights.sum() > 0):

@@ -55,12 +55,10 @@ class AdvantageSection(Section):
         cell_px: int | None,
     ) -> "AdvantageBatch":
         """From the tables of the whole batch; `cell_px` is None with `spatial: off`."""
-        import numpy as np
-
         from rl.advantages import mixed
-        from rl.spatial import values_per_cell
+        from rl.spatial import scores_of, values_per_cell
 
-        scores = np.stack([table.scores for table in tables])
+        scores = scores_of(tables)
         if cell_px is None:
             return self.advantages(scores, rewards, tasks)
         values = values_per_cell(tables)

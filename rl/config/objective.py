@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Anchor = Literal["newest", "behaviour"]
 Order = Literal["timesteps", "samples"]
+Judged = Literal["image", "cell"]
 
 
 class OldDecay(Section):
@@ -180,6 +181,7 @@ class GDPOSection(PreferenceSection):
     """GDPO-SR (arXiv 2603.16769), its published values."""
 
     builder = "rl.objectives.gdpo:GDPOObjective"
+    spatial_keys = frozenset({"judged"})
 
     type: Literal["gdpo"] = "gdpo"
     omega: float = Field(5000.0, gt=0)
@@ -187,6 +189,8 @@ class GDPOSection(PreferenceSection):
     noise: Literal["member", "group"] = "member"
     """`member`: each has its own, as published. `group`: all share one, as in Diffusion-DPO's pairs (ours). The noise
     itself then adds the same error to every member, and the advantages, which sum to 0, cancel it."""
+    judged: Judged = "image"
+    """With `advantage.spatial: map`: one log-sigmoid of the sum over the cells, or the mean of one per cell."""
 
     def forwards(self, parts: int = 1) -> int:
         """A group in parts needs a first pass over all errors (`rl.objectives.preference`)."""
@@ -198,9 +202,13 @@ class DiffusionDPOSection(PreferenceSection):
 
     builder = "rl.objectives.diffusion_dpo:DiffusionDPOObjective"
     pairs = True
+    spatial_keys = frozenset({"stitched"})
 
     type: Literal["diffusion_dpo"] = "diffusion_dpo"
     beta: float = Field(5000.0, gt=0)
+    stitched: Literal["latents", "pixels"] = "latents"
+    """With `advantage.spatial: map`, winner and loser are stitched from the best and the worst member of each cell: as
+    latents of the encoded members, or as pixels, which are encoded with their seams."""
 
 
 class GRPOSection(ObjectiveSection):

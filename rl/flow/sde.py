@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rl.flow.cells import WHOLE, Cells
 from rl.flow.sampler import Velocity, euler_step
 from rl.seeding import derive_seed
 from rl.types import TrajectoryRecord
@@ -93,8 +94,9 @@ STEPS: dict[StepKind, Callable[[Tensor, Tensor, float, float, float, float], Ste
 }
 
 
-def log_prob(x_next: Tensor, moments: StepMoments) -> Tensor:
-    """float64 `[B]`, the mean over C, h, w of log N(x'; mean, std^2), or of -(x' - mean)^2 for CPS.
+def log_prob(x_next: Tensor, moments: StepMoments, cells: Cells = WHOLE) -> Tensor:
+    """float64 `[B]`, the mean over C, h, w of log N(x'; mean, std^2), or of -(x' - mean)^2 for CPS; `[B, rows,
+    columns]` of `cells`.
 
     The gradient reaches only the mean: x' is an action that was taken, and through a drawn x' = mean + std n the
     gradient would cancel.
@@ -102,7 +104,7 @@ def log_prob(x_next: Tensor, moments: StepMoments) -> Tensor:
     if moments.std <= 0:
         raise ValueError("log_prob: this step has std 0 (noise level 0, or CPS at s' = 0), so x' has no density")
     squared = (_upcast(x_next).detach() - moments.mean).square()
-    mean = squared.mean(dim=tuple(range(1, squared.ndim)), dtype=torch.float64)
+    mean = cells.mean(squared, dtype=torch.float64)
     if not moments.density:
         return -mean
     return -mean / (2 * moments.std**2) - math.log(moments.std) - 0.5 * math.log(2 * math.pi)
@@ -110,7 +112,7 @@ def log_prob(x_next: Tensor, moments: StepMoments) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SDEStep:
-    """One step taken: x', its log-probability `[B]`, and the Gaussian that it came from."""
+    """One step taken: x', its log-probability `[B]` or `[B, rows, columns]`, and the Gaussian that it came from."""
 
     x_next: Tensor
     logp: Tensor
@@ -128,6 +130,7 @@ def sde_step(
     noise_level: float,
     noise: Tensor | None = None,
     x_next: Tensor | None = None,
+    cells: Cells = WHOLE,
 ) -> SDEStep:
     """The one stochastic step: the rollout passes `noise` and draws x', training passes the `x_next` that was drawn.
 
@@ -140,7 +143,7 @@ def sde_step(
     if not 0.0 <= s_next < s <= 1.0:
         raise ValueError(f"sde_step: expected 0 <= s_next < s <= 1, got s {s} and s_next {s_next}")
     moments = STEPS[kind](_upcast(x), _upcast(v), s, s_next, s_max, noise_level)
-    return gaussian_step(moments, noise=noise, x_next=x_next)
+    return gaussian_step(moments, noise=noise, x_next=x_next, cells=cells)
 
 
 def one_step_moments(x0: Tensor, std: float) -> StepMoments:
@@ -149,13 +152,15 @@ def one_step_moments(x0: Tensor, std: float) -> StepMoments:
     return StepMoments(_upcast(x0), std, 1.0, density=True)
 
 
-def gaussian_step(moments: StepMoments, *, noise: Tensor | None = None, x_next: Tensor | None = None) -> SDEStep:
+def gaussian_step(
+    moments: StepMoments, *, noise: Tensor | None = None, x_next: Tensor | None = None, cells: Cells = WHOLE
+) -> SDEStep:
     """Draw x' with standard normal `noise`, or evaluate the `x_next` that was drawn; exactly one of them."""
     if noise is not None and x_next is None:
         x_next = moments.mean + moments.std * _upcast(noise)
     elif noise is not None or x_next is None:
         raise ValueError("expected either `noise` to draw x' or `x_next` to evaluate it")
-    return SDEStep(_upcast(x_next), log_prob(x_next, moments), moments)
+    return SDEStep(_upcast(x_next), log_prob(x_next, moments, cells), moments)
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,7 @@ def sample_with_trajectory(
     noises: Sequence[Tensor] | Tensor,
     *,
     keep_mean: bool,
+    cells: Cells = WHOLE,
 ) -> tuple[Tensor, TrajectoryRecord]:
     """Integrate from `noise` `[G, C, h, w]` at sigmas[0] to clean latents x0 `[G, C, h, w]`: SDE steps in the window,
     Euler's elsewhere.
@@ -233,7 +239,7 @@ def sample_with_trajectory(
         if k not in draws:
             x = euler_step(x, _upcast(v), s, s_next)
             continue
-        step = sde_step(kind, x, v, s, s_next, s_max=levels[1], noise_level=noise_level, noise=draws[k])
+        step = sde_step(kind, x, v, s, s_next, s_max=levels[1], noise_level=noise_level, noise=draws[k], cells=cells)
         if k in window.trained:
             taken.append(step)
             states |= {k: x, k + 1: step.x_next}

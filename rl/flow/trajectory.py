@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rl.config.rollout import ODESection, SDESection, StochasticSection
+from rl.flow.cells import WHOLE, Cells
 from rl.flow.sampler import Velocity, sample
 from rl.flow.sde import SDEStep, gaussian_step, one_step_moments, sample_with_trajectory, sde_step, sde_window
 from rl.seeding import derive_seed
@@ -32,6 +33,7 @@ def flow_trajectory(
     iteration_seed: tuple[int, int],
     *,
     keep_mean: bool,
+    cells: Cells = WHOLE,
 ) -> tuple[Tensor, TrajectoryRecord]:
     """Clean latents `[G, C, h, w]` and the record of the trained steps."""
     sde, (seed, iteration) = sampler.sde, iteration_seed
@@ -41,26 +43,29 @@ def flow_trajectory(
     noises = [_step_noise(seeds, k, noise) for k in window.stochastic]
     with exact_attention(noise.device):
         return sample_with_trajectory(
-            velocity, noise, sigmas, window, sde.step, sde.noise_level, noises, keep_mean=keep_mean
+            velocity, noise, sigmas, window, sde.step, sde.noise_level, noises, keep_mean=keep_mean, cells=cells
         )
 
 
-def flow_transition(velocity: Velocity, x: Tensor, x_next: Tensor, sigmas: Tensor, sde: SDESection, k: int) -> SDEStep:
+def flow_transition(
+    velocity: Velocity, x: Tensor, x_next: Tensor, sigmas: Tensor, sde: SDESection, k: int, cells: Cells = WHOLE
+) -> SDEStep:
     """Step `k` of a trajectory, from `x` to the `x_next` that was drawn."""
     levels = [float(s) for s in sigmas]
     with exact_attention(x.device):
         v = velocity(x, levels[k])
     return sde_step(
-        sde.step, x, v, levels[k], levels[k + 1], s_max=levels[1], noise_level=sde.noise_level, x_next=x_next
-    )
+        sde.step, x, v, levels[k], levels[k + 1], s_max=levels[1], noise_level=sde.noise_level, x_next=x_next,
+        cells=cells,
+    )  # fmt: skip
 
 
 def gaussian_trajectory(
-    image: Callable[[], Tensor], z_t: Tensor, std: float, seeds: Sequence[int], *, keep_mean: bool
+    image: Callable[[], Tensor], z_t: Tensor, std: float, seeds: Sequence[int], *, keep_mean: bool, cells: Cells = WHOLE
 ) -> tuple[Tensor, TrajectoryRecord]:
     """The same for a one-step policy: `image()` of the noised LR latents `z_t` becomes the mean of a Gaussian."""
     with exact_attention(z_t.device):
-        taken = one_step(image, std, noise=_step_noise(seeds, 0, z_t))
+        taken = one_step(image, std, noise=_step_noise(seeds, 0, z_t), cells=cells)
     x_next = taken.x_next.detach()
     states = torch.stack([z_t, x_next]).detach().cpu().numpy()
     logp, mean = (value.detach()[None].cpu().numpy() for value in (taken.logp, taken.moments.mean))
@@ -68,10 +73,11 @@ def gaussian_trajectory(
 
 
 def one_step(
-    image: Callable[[], Tensor], std: float, *, noise: Tensor | None = None, x_next: Tensor | None = None
-) -> SDEStep:
+    image: Callable[[], Tensor], std: float, *, noise: Tensor | None = None, x_next: Tensor | None = None,
+    cells: Cells = WHOLE,
+) -> SDEStep:  # fmt: skip
     """x' ~ N(x0, std^2), drawn with `noise` or evaluated at `x_next`, all `[B, C, h, w]`."""
-    return gaussian_step(one_step_moments(image(), std), noise=noise, x_next=x_next)
+    return gaussian_step(one_step_moments(image(), std), noise=noise, x_next=x_next, cells=cells)
 
 
 def join_trajectories(records: Sequence[TrajectoryRecord]) -> TrajectoryRecord:

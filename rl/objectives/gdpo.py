@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rl.config.objective import GDPOSection
 from rl.config.training import TrainingSection
+from rl.flow.cells import Cells
 from rl.objectives.preference import PreferenceBatch, PreferenceObjective, preference_loss
 from rl.policies.base import Policy
 from rl.policies.lora import Adapters
@@ -23,7 +24,7 @@ from rl.types import TrainGroup, TrainItem
 
 
 def gdpo_coefficients(advantages: Tensor, omega: float) -> Tensor:
-    """c_i = omega/2 A_i; advantages `[G]` sum to 0."""
+    """c_i = omega/2 A_i; advantages `[G]`, or `[G, rows, columns]` per cell, sum to 0 over the group."""
     return 0.5 * omega * advantages
 
 
@@ -40,6 +41,7 @@ class GDPOObjective(PreferenceObjective):
         if not isinstance(config.objective, GDPOSection):
             raise TypeError(f"GDPOObjective: expected a GDPOSection, got {type(config.objective).__name__}")
         self._config = config.objective
+        self.cells, self.judged = Cells.of(config.advantage), config.objective.judged
 
     def whole(self, items: Sequence[TrainItem]) -> Iterator[PreferenceBatch]:
         groups = [item for item in items if isinstance(item, TrainGroup)]

@@ -5,6 +5,11 @@
 
 for one step of the trajectory; r_i = exp(logp - logp_old), with logp a mean over the latent's values (rl.flow.sde).
 
+With an advantage per cell (`advantage.spatial: map`) logp is a mean over the values of a cell, every cell has its own
+ratio and clip, and the loss is their mean by the cells' shares of the positions. A cell averages over fewer values, so
+its log-ratio is larger: by the square root of the number of cells where the values are independent. `clip` is that of a
+cell and has to grow by as much, if it is to clip as often.
+
     method            step       noise level   c                KL weight
     Flow-GRPO         flow_sde   0.7           1e-4             0.04 (PickScore 0.01)
     Flow-GRPO-Fast    cps        0.8           1e-5             0
@@ -22,6 +27,7 @@ from torch import Tensor
 
 from rl.config.objective import GRPOSection
 from rl.config.training import TrainingSection
+from rl.flow.cells import WHOLE, Cells, over_cells
 from rl.flow.sde import SDEStep, StepMoments
 from rl.metrics import Key
 from rl.objectives.base import Loss, MicroBatch, Objective
@@ -41,16 +47,16 @@ class GRPOLoss:
     kl: Tensor
     """Before its weight; 0 where the reference was skipped."""
     clipped_low: Tensor
-    """Share of members with r < 1 - c, whatever the sign of their advantage."""
+    """Share of members, or of their cells, with r < 1 - c, whatever the sign of their advantage."""
     clipped_high: Tensor
-    """Share of members with r > 1 + c."""
+    """Likewise with r > 1 + c."""
     max_deviation: Tensor
     """max |r - 1|: 0 for the behaviour policy itself, where rollout and training compute the same."""
 
 
-def _mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """float64 `[B]`: mean over C, h, w of (a - b)^2."""
-    return (a - b).square().mean(dim=tuple(range(1, a.ndim)), dtype=torch.float64)
+def _mean_square(a: Tensor, b: Tensor, cells: Cells = WHOLE) -> Tensor:
+    """float64 `[B]`: mean over C, h, w of (a - b)^2; `[B, rows, columns]` of `cells`."""
+    return cells.mean((a - b).square(), dtype=torch.float64)
 
 
 def ratio(logp: Tensor, logp_old: Tensor) -> Tensor:
@@ -58,8 +64,12 @@ def ratio(logp: Tensor, logp_old: Tensor) -> Tensor:
     return (logp - logp_old).exp()
 
 
-def guard_log_ratio(logp: Tensor, logp_old: Tensor, moments: StepMoments, mean_old: Tensor) -> Tensor:
-    """log r of GRPO-Guard, `[B]`:  g (logp - logp_old) + mean (mu - mu_old)^2 / (2 g),   g = sigma_t sqrt(dt) = std.
+def guard_log_ratio(
+    logp: Tensor, logp_old: Tensor, moments: StepMoments, mean_old: Tensor, cells: Cells = WHOLE
+) -> Tensor:
+    """log r of GRPO-Guard, of the shape of logp:
+
+        g (logp - logp_old) + mean (mu - mu_old)^2 / (2 g),   g = sigma_t sqrt(dt) = std
 
     For x' = mu_old + g n this is mean(n (mu - mu_old)): the plain log-ratio without its negative drift and its 1 / g,
     so that one clip range fits every step. It needs log-densities, which CPS does not publish.
@@ -69,7 +79,7 @@ def guard_log_ratio(logp: Tensor, logp_old: Tensor, moments: StepMoments, mean_o
     """
     if not moments.density:
         raise ValueError("guard_log_ratio: expected a step with a log-density (flow_sde, dance), got cps")
-    return (logp - logp_old) * moments.std + _mean_square(moments.mean, mean_old) / (2 * moments.std)
+    return (logp - logp_old) * moments.std + _mean_square(moments.mean, mean_old, cells) / (2 * moments.std)
 
 
 def reference_kl(moments: StepMoments, mean_ref: Tensor) -> Tensor:
@@ -90,19 +100,21 @@ def grpo_loss(
     adv_clip_max: float,
     kl_weight: float,
     step_weight: float,
+    shares: Tensor | None = None,
 ) -> GRPOLoss:
     """The loss of one step of the members.
 
     Args:
-        r: ratios `[B]`, `ratio(...)` or `guard_log_ratio(...).exp()`.
-        advantages: `[B]`.
+        r: ratios `[B]`, `ratio(...)` or `guard_log_ratio(...).exp()`; `[B, rows, columns]` with `shares`
+            `[rows, columns]`.
+        advantages: like r.
         kl: `reference_kl` `[B]`; None where `kl_weight` is 0.
         step_weight: 1; for GRPO-Guard 1 / dt, which gives the steps' gradients equal magnitude (in the paper, flow_grpo
             and verl-omni; Flow-Factory leaves it out).
     """
     advantages = advantages.clamp(-adv_clip_max, adv_clip_max)
     clipped = r.clamp(1 - clip, 1 + clip)
-    policy = torch.maximum(-advantages * r, -advantages * clipped).mean() * step_weight
+    policy = over_cells(torch.maximum(-advantages * r, -advantages * clipped), shares).mean() * step_weight
     divergence = policy.new_zeros(()) if kl is None else kl.mean()
     off = (r - 1).detach()
     low, high = (-off > clip).double().mean(), (off > clip).double().mean()
@@ -121,11 +133,11 @@ class GRPOBatch(MicroBatch):
     x_next: Tensor
     """`[M, C, h, w]`, the action that the rollout took."""
     logp_old: Tensor
-    """float64 `[M]`"""
+    """float64 `[M]` or `[M, rows, columns]`"""
     mean_old: Tensor | None
     """`[M, C, h, w]`, for GRPO-Guard."""
     advantages: Tensor
-    """`[M]`"""
+    """Like `logp_old`."""
     fresh: bool
     """Sampled by the current policy, so every ratio must be 1."""
 
@@ -139,21 +151,24 @@ class GRPOObjective(Objective[GRPOBatch]):
         if not isinstance(config.objective, GRPOSection):
             raise TypeError(f"GRPOObjective: expected a GRPOSection, got {type(config.objective).__name__}")
         self._config = config.objective
+        self._cells = Cells.of(config.advantage)
 
     def forward(self, batch: GRPOBatch) -> Loss:
         mean_ref = None
         if self._config.kl_weight > 0:
             with torch.no_grad(), self.adapters.using(self.adapters.reference):
                 mean_ref = self._step(batch).moments.mean.detach()
+        self._cells.check(batch.advantages, batch.x)
         step = self._step(batch)
         kl = None if mean_ref is None else reference_kl(step.moments, mean_ref)
         if batch.mean_old is not None:
-            r = guard_log_ratio(step.logp, batch.logp_old, step.moments, batch.mean_old).exp()
+            r = guard_log_ratio(step.logp, batch.logp_old, step.moments, batch.mean_old, self._cells).exp()
         else:
             r = ratio(step.logp, batch.logp_old)
         loss = grpo_loss(
             r, batch.advantages, kl, clip=self._config.clip, adv_clip_max=self._config.adv_clip_max,
             kl_weight=self._config.kl_weight, step_weight=1 / step.moments.dt if self._config.weight_by_dt else 1.0,
+            shares=self._cells.shares(batch.x),
         )  # fmt: skip
         terms = {
             Key.LOSS_POLICY: loss.policy,
@@ -169,7 +184,9 @@ class GRPOObjective(Objective[GRPOBatch]):
         return Loss(total, {key: term * batch.share for key, term in terms.items()}, maxima)
 
     def _step(self, batch: GRPOBatch) -> SDEStep:
-        return self.policy.transition(batch.x, batch.x_next, batch.condition, self.run_config.sampler, batch.k)
+        return self.policy.transition(
+            batch.x, batch.x_next, batch.condition, self.run_config.sampler, batch.k, self._cells
+        )
 
     def micro_batches(self, items: Sequence[TrainItem], version: int) -> Iterator[GRPOBatch]:
         """`timesteps`: slot by slot, every group. `samples`: micro-batches of members in an order drawn for the batch,

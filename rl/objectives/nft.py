@@ -31,9 +31,9 @@ from torch import Tensor
 from rl.advantages import to_reward_weight
 from rl.config.objective import NFTSection
 from rl.config.training import TrainingSection
+from rl.flow.cells import WHOLE, Cells, over_cells
 from rl.metrics import Key
 from rl.objectives.base import Loss, MicroBatch, Objective
-from rl.objectives.cells import WHOLE, Cells
 from rl.policies.base import Policy
 from rl.policies.lora import OLD, Adapters
 from rl.types import TrainGroup, TrainItem
@@ -94,7 +94,7 @@ def nft_loss(
     v_plus, v_minus = implicit_velocities(v_theta, v_old, values.beta)
     by = cells if values.normaliser == "cell" else WHOLE
     e_plus, e_minus = (normalised_error(v, x0, x_t, t, cells, by) for v in (v_plus, v_minus))
-    policy = cells.total(r * e_plus + (1 - r) * e_minus, x0).mean() * (values.adv_clip_max / values.beta)
+    policy = over_cells(r * e_plus + (1 - r) * e_minus, cells.shares(x0)).mean() * (values.adv_clip_max / values.beta)
     kl = policy.new_zeros(()) if v_ref is None else (v_theta - v_ref).square().mean()
     drift = (v_theta.detach() - v_old).square().mean()
     return NFTLoss(policy + values.kl_weight * kl, policy.detach(), kl.detach(), drift)
@@ -154,9 +154,10 @@ class NFTObjective(Objective[NFTBatch]):
                     v_ref = self._velocity(x_t, batch)
             with self.adapters.using(OLD):
                 v_old = self._velocity(x_t, batch)
+        self._cells.check(batch.r, batch.x0)
         loss = nft_loss(
             self._velocity(x_t, batch), v_old, v_ref, batch.x0, x_t, self._level(batch), batch.r, self._config,
-            self._cells.matching(batch.r, batch.x0),
+            self._cells,
         )  # fmt: skip
         terms = {Key.LOSS_POLICY: loss.policy, Key.LOSS_KL: loss.kl, Key.LOSS_DRIFT: loss.drift}
         return Loss(loss.total * batch.share, {key: term * batch.share for key, term in terms.items()})

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rl.config.policy import PolicySection
 from rl.config.rollout import SamplerSection
+from rl.flow.cells import WHOLE, Cells
 from rl.flow.schedule import interpolated
 from rl.flow.sde import SDEStep
 from rl.flow.trajectory import draw, exact_attention, flow_trajectory, flow_transition, gaussian_trajectory, one_step
@@ -120,13 +121,15 @@ class Policy(ABC):
     @abstractmethod
     def trajectory(
         self, noise: Tensor, condition: Any, sampler: Any, seeds: Sequence[int], iteration_seed: tuple[int, int],
-        *, keep_mean: bool,
+        *, keep_mean: bool, cells: Cells = WHOLE,
     ) -> tuple[Tensor, TrajectoryRecord]:  # fmt: skip
-        """x0 and the record of the trained stochastic steps. A member's noise derives from its seed, the choice of
-        steps from `iteration_seed` (run's seed, iteration)."""
+        """x0 and the record of the trained stochastic steps, with likelihoods of `cells`. A member's noise derives from
+        its seed, the choice of steps from `iteration_seed` (run's seed, iteration)."""
 
     @abstractmethod
-    def transition(self, x: Tensor, x_next: Tensor, condition: Any, sampler: Any, k: int) -> SDEStep:
+    def transition(
+        self, x: Tensor, x_next: Tensor, condition: Any, sampler: Any, k: int, cells: Cells = WHOLE
+    ) -> SDEStep:
         """The likelihood of the recorded step `k` from `x` to `x_next`, computed as `trajectory` did."""
 
     def probe(self, condition: Any, noise: Tensor) -> Tensor:
@@ -166,15 +169,19 @@ class FlowPolicy(Policy):
 
     def trajectory(
         self, noise: Tensor, condition: Any, sampler: Any, seeds: Sequence[int], iteration_seed: tuple[int, int],
-        *, keep_mean: bool,
+        *, keep_mean: bool, cells: Cells = WHOLE,
     ) -> tuple[Tensor, TrajectoryRecord]:  # fmt: skip
         sigmas = self.levels(sampler.steps, condition)
         velocity = self.velocity([condition])
-        return flow_trajectory(velocity, noise, sigmas, sampler, seeds, iteration_seed, keep_mean=keep_mean)
+        return flow_trajectory(
+            velocity, noise, sigmas, sampler, seeds, iteration_seed, keep_mean=keep_mean, cells=cells
+        )
 
-    def transition(self, x: Tensor, x_next: Tensor, condition: Any, sampler: Any, k: int) -> SDEStep:
+    def transition(
+        self, x: Tensor, x_next: Tensor, condition: Any, sampler: Any, k: int, cells: Cells = WHOLE
+    ) -> SDEStep:
         sigmas = self.levels(sampler.steps, condition)
-        return flow_transition(self.velocity([condition]), x, x_next, sigmas, sampler.sde, k)
+        return flow_transition(self.velocity([condition]), x, x_next, sigmas, sampler.sde, k, cells)
 
 
 class OneStepPolicy(Policy):
@@ -204,16 +211,20 @@ class OneStepPolicy(Policy):
 
     def trajectory(
         self, noise: Tensor, condition: Any, sampler: Any, seeds: Sequence[int], iteration_seed: tuple[int, int],
-        *, keep_mean: bool,
+        *, keep_mean: bool, cells: Cells = WHOLE,
     ) -> tuple[Tensor, TrajectoryRecord]:  # fmt: skip
         t = noise.new_full((len(noise),), float(self.t_add))
         z_t = self.noised(self.start([condition], len(noise)), noise, t)
-        return gaussian_trajectory(lambda: self._image(z_t, t, condition), z_t, sampler.std, seeds, keep_mean=keep_mean)
+        return gaussian_trajectory(
+            lambda: self._image(z_t, t, condition), z_t, sampler.std, seeds, keep_mean=keep_mean, cells=cells
+        )
 
-    def transition(self, x: Tensor, x_next: Tensor, condition: Any, sampler: Any, k: int) -> SDEStep:
+    def transition(
+        self, x: Tensor, x_next: Tensor, condition: Any, sampler: Any, k: int, cells: Cells = WHOLE
+    ) -> SDEStep:
         t = x.new_full((len(x),), float(self.t_add))
         with exact_attention(x.device):
-            return one_step(lambda: self._image(x, t, condition), sampler.std, x_next=x_next)
+            return one_step(lambda: self._image(x, t, condition), sampler.std, x_next=x_next, cells=cells)
 
     def _image(self, z_t: Tensor, t: Tensor, condition: Any) -> Tensor:
         return self.clean(z_t, self.guided(z_t, t, [condition]).float(), t)

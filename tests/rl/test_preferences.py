@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from rl.objectives.diffusion_dpo import stitched
 from rl.preferences import best_and_worst, train_item
 from rl.types import PreferencePairs, RolloutGroup, SRTask, TrainGroup
 
@@ -29,6 +31,24 @@ def test_the_first_of_equals_is_taken() -> None:
     assert tied.winners.tolist() == tied.losers.tolist() == [0]
 
 
+def test_a_pair_takes_the_best_and_the_worst_member_of_every_cell() -> None:
+    advantages = np.array([[[0.0, 3.0]], [[1.0, -1.0]], [[-2.0, 1.0]], [[0.5, 0.0]]])
+    pair = best_and_worst(TASK, GROUP, advantages)
+    assert (pair.winners.tolist(), pair.losers.tolist()) == ([[[1, 0]]], [[[2, 1]]])
+    constant = best_and_worst(TASK, GROUP, np.broadcast_to([[[0.1]], [[0.7]], [[-0.2]], [[0.0]]], (4, 2, 2)))
+    assert (constant.winners == 1).all() and (constant.losers == 2).all()
+
+
+def test_stitching_takes_every_square_from_its_member() -> None:
+    """Members are their own number, so the stitched latent is the map of members, enlarged and cut at the edges."""
+    members = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 2, 4, 6)
+    cells = np.array([[2, 0], [1, 2]])
+    expected = torch.tensor([[2, 2, 2, 2, 0, 0]] * 4)
+    assert torch.equal(stitched(members, cells, 4), expected.expand(2, 4, 6).float())
+    expected = torch.tensor([[2, 2, 2, 0, 0, 0]] * 3 + [[1, 1, 1, 2, 2, 2]])
+    assert torch.equal(stitched(members, cells, 3), expected.expand(2, 4, 6).float())
+
+
 def test_a_live_group_becomes_what_the_objective_trains_on() -> None:
     advantages = np.array([0.1, 1.5, -1.6, 0.0], np.float32)
     members = train_item(TASK, GROUP, advantages, pairs=False)
@@ -41,9 +61,9 @@ def test_a_live_group_becomes_what_the_objective_trains_on() -> None:
 @pytest.mark.parametrize(
     ("winners", "losers", "weights", "message"),
     [
-        ([0, 1], [2], [1.0], r"three arrays \[P >= 1\], got shapes"),
-        ([], [], [], r"three arrays \[P >= 1\], got shapes"),
-        ([[0]], [[1]], [[1.0]], r"three arrays \[P >= 1\], got shapes"),
+        ([0, 1], [2], [1.0], r"winners and losers \[P >= 1\] .* got shapes"),
+        ([], [], [], r"winners and losers \[P >= 1\] .* got shapes"),
+        ([[0]], [[1]], [[1.0]], r"winners and losers \[P >= 1\] .* got shapes"),
         ([0], [4], [1.0], r"expected members 0 to 3, got \[0\], \[4\]"),
         ([-1], [0], [1.0], r"expected members 0 to 3, got \[-1\], \[0\]"),
         ([0, 1], [2, 3], [2.0, -1.0], r"weights at least 0, not all 0, got \[ 2. -1.\]"),

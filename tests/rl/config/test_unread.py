@@ -115,6 +115,28 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
         "objective.draws: unknown key for objective type 'grpo'; read by gdpo, diffusion_dpo",
     ),
     # advantages
+    **{
+        f"{section}Section.{key}": (
+            (*recipe, f"advantage.{key}={value}"),
+            f"{key} is read only with spatial: map, got spatial: off; remove {key}",
+        )
+        for section, recipe in {
+            "Advantage": (), "Decoupled": (), "Scalarised": ("advantage.aggregation=scalarised",),
+            "AttributeAware": ("advantage.aggregation=attribute_aware", "rewards.0.attribute=fidelity"),
+        }.items()
+        for key, value in {"pool": 2, "local_weight": 0.5}.items()
+    },
+    "rewards map": (("rewards.0.map=false",), "rewards ['a']: map is read only with advantage.spatial: map; remove it"),
+    "nft normaliser": (
+        ("objective.normaliser=cell",), "objective.normaliser is read only with advantage.spatial: map; remove it",
+    ),
+    "gdpo judged": (
+        (*GDPO, "objective.judged=cell"), "objective.judged is read only with advantage.spatial: map; remove it",
+    ),
+    "diffusion_dpo stitched": (
+        (*GDPO, "objective={type: diffusion_dpo, stitched: pixels}"),
+        "objective.stitched is read only with advantage.spatial: map; remove it",
+    ),
     "decoupled detail_share": (
         ("advantage.detail_share=0.5",),
         "advantage.detail_share: unknown key for advantage aggregation 'decoupled'; read by attribute_aware",

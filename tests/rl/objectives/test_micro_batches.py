@@ -15,10 +15,12 @@ from rl.policies.lora import OLD, POLICY, take_snapshot
 from rl.preferences import train_item
 from rl.rollout import RolloutWorker
 from rl.seeding import member_seeds
-from rl.types import SRTask, TrainItem
+from rl.spatial import grid
+from rl.types import F64, SRTask, TrainItem
 
 Configure = Callable[..., RunConfig]
 SDE = "rollout.sampler.solver=sde"
+MAP = "advantage.spatial=map"
 RUNS = {
     "nft": ("flux2sr", "objective={type: nft, kl_weight: 0.01}"),
     "nft on one step": ("naosd", "objective={type: nft, kl_weight: 0.01, allow_one_step: true}"),
@@ -29,8 +31,25 @@ RUNS = {
     "gdpo on a flow": ("flux2sr", "objective={type: gdpo, omega: 500}"),
     "gdpo, one noise": ("naosd", "objective={type: gdpo, noise: group}"),
     "dpo": ("naosd", "objective={type: diffusion_dpo}"),
+    "nft, cells": ("flux2sr", "objective={type: nft, normaliser: cell}", MAP, "advantage.pool=3"),
+    "flow_grpo, cells": ("flux2sr", "objective={type: grpo, clip: 0.01}", SDE, MAP),
+    "guard, cells": ("flux2sr", "objective={type: grpo, guard: true, kl_weight: 0}", SDE, MAP, "advantage.pool=2"),
+    "grpo on one step, cells": ("naosd", "objective={type: grpo}", "rollout.sampler={solver: gaussian, std: 0.1}", MAP),
+    "gdpo, cells": ("naosd", "objective={type: gdpo, omega: 500}", MAP, "advantage.pool=3"),
+    "gdpo, each cell judged": ("naosd", "objective={type: gdpo, judged: cell}", MAP, "advantage.pool=2"),
+    "dpo, stitched latents": ("naosd", "objective={type: diffusion_dpo}", MAP),
+    "dpo, stitched pixels": ("naosd", "objective={type: diffusion_dpo, stitched: pixels}", MAP, "advantage.pool=2"),
 }
 ADVANTAGES = np.array([-1.2, 0.1, 1.4, -0.3])
+
+
+def advantages(config: RunConfig) -> F64:
+    """`[4]`, or a map of an image of 64 pixels that ranks the members of every cell in its own way."""
+    if config.map_cell_px is None:
+        return ADVANTAGES
+    rows, columns = grid((64, 64), config.map_cell_px)
+    rolled = [np.roll(ADVANTAGES, k) for k in range(rows * columns)]
+    return np.stack(rolled, axis=1).reshape(4, rows, columns)
 
 
 @pytest.fixture
@@ -57,7 +76,7 @@ def trained(
         objective.policy.dtype = torch.float64
         if config.policy.type == "flux2sr":
             objective.policy._prompt = objective.policy._prompt.double()
-        return objective, [train_item(task, group, ADVANTAGES, pairs=config.objective.pairs)]
+        return objective, [train_item(task, group, advantages(config), pairs=config.objective.pairs)]
 
     return make
 

@@ -177,8 +177,7 @@ def test_without_a_reference_the_kl_is_zero_and_its_gradient_absent() -> None:
     case = Case()
     r = torch.from_numpy(to_reward_weight(np.array(case.advantages), 5.0))
     x_t = interpolated(case.x0, case.eps, case.t)
-    settings = {"beta": 1.0, "adv_clip_max": 5.0, "kl_weight": 0.0}
-    loss = nft_loss(case.v_theta, case.v_old, None, case.x0, x_t, case.t, r, **settings)
+    loss = nft_loss(case.v_theta, case.v_old, None, case.x0, x_t, case.t, r, NFTSection(kl_weight=0.0))
     assert loss.kl.item() == 0.0
     assert loss.total.item() == pytest.approx(Case(kl_weight=0.0).loss().total.item(), abs=1e-14)
 
