@@ -30,7 +30,8 @@ from actors.weight_sync import WeightSync
 from rl.advantages import AdvantageBatch, to_reward_weight
 from rl.config.online import RunConfig
 from rl.data.source import TaskSource
-from rl.evaluation.sheets import sample_rows, sheet_path, write_sample_sheet
+from rl.evaluation.heat import write_maps_sheet
+from rl.evaluation.sheets import sheet_path, write_sample_sheet
 from rl.metrics import Key, Value, batch_values
 from rl.spatial import over_cells
 from rl.types import F64, RolloutGroup
@@ -154,15 +155,17 @@ class Controller(TrainingLoop):
         scores = np.stack([group.table.scores for group in groups])
         self.log({**values, **batch_values(self.config.rewards, scores, batch, r)})
         if self.step % self.config.monitor.sample_every == 0 or self.step == self.config.train.steps:
-            await self._sheet(groups[0], over_cells(batch.advantages[0]), None if r is None else over_cells(r[0]))
+            await self._sheet(groups[0], batch.advantages[0], None if r is None else r[0])
 
     async def _sheet(self, scored: ScoredGroup, advantages: F64, r: F64 | None) -> None:
         group: RolloutGroup = await within(
             scored.group_ref, self.config.rollout.deadline_s, "pixels of a sample sheet", "rollout.deadline_s"
         )
         path = sheet_path(self.run_dir, self.step, group.ordinal)
-        write_sample_sheet(path, scored.task, group, scored.table, advantages, r)
-        self.monitor.log_samples(self.step, path, sample_rows(scored.task, group, scored.table, advantages, r))
+        of_group = (scored.task, group, scored.table)
+        rows = write_sample_sheet(path, *of_group, over_cells(advantages), None if r is None else over_cells(r))
+        maps = write_maps_sheet(path, *of_group, advantages, self.config.map_cell_px)
+        self.monitor.log_samples(self.step, path, rows, maps)
 
 
 @dataclass(frozen=True, eq=False)

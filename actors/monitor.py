@@ -57,8 +57,8 @@ class Monitor:
         if self._console is not None:
             self._console.show(metrics)
 
-    def log_samples(self, step: int, sheet: Path, rows: Sequence[SampleRow]) -> None:
-        """Send a written sheet and its group to W&B; without W&B only the PNG and JSON on disk remain."""
+    def log_samples(self, step: int, sheet: Path, rows: Sequence[SampleRow], maps: Path | None = None) -> None:
+        """Send a written sheet, its maps and its group to W&B; without W&B only the files on disk remain."""
         if self._wandb is None:
             return
         import wandb
@@ -70,7 +70,10 @@ class Monitor:
             facts = (row.ordinal, row.lr_id, row.policy_version, row.member, str(row.seed))
             scores = (row.scores[name] for name in names)
             table.add_data(*facts, lr, wandb.Image(_hwc(row.image)), row.advantage, row.r, *scores)
-        self._wandb.log({"step": step, "samples/group": table, "samples/sheet": wandb.Image(str(sheet))})
+        images = {"samples/sheet": wandb.Image(str(sheet))}
+        if maps is not None:
+            images["samples/maps"] = wandb.Image(str(maps))
+        self._wandb.log({"step": step, "samples/group": table, **images})
 
     def close(self) -> None:
         if self._console is not None:

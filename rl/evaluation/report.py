@@ -11,6 +11,7 @@ import numpy as np
 
 from rl.errors import InputError, MissingInput
 from rl.evaluation.figures import IDLE_KEYS, PUSH_KEYS, TIME_KEYS, plot_push, plot_rewards, plot_time, series
+from rl.evaluation.heat import is_maps, maps_path
 from rl.evaluation.records import EVAL_FILE, Ceiling, Change, NotComparable, ceiling, changes, read_eval
 from rl.evaluation.sheets import BEFORE_AFTER_FILE, SAMPLES_DIR
 from rl.metrics import METRICS_FILE, Key, Metrics, describe, read_metrics
@@ -20,6 +21,10 @@ CONFIG_FILE = "config.yaml"
 FIGURES_DIR = "report"
 _SHEETS_SHOWN = 3
 _FEW_PHOTOS = 10
+_MAPS_NOTE = (
+    "The newest sheet's group, cell by cell: blue is where a member beats the group's mean, orange where it falls "
+    "behind; the last column is the advantage that it was trained with."
+)
 
 Plot = Callable[[Path, Sequence[Metrics]], bool]
 
@@ -127,8 +132,10 @@ def _samples(run_dir: Path) -> str:
     lines = []
     if (run_dir / BEFORE_AFTER_FILE).exists():
         lines.append(f"Before and after on held-out crops:\n\n![before and after]({BEFORE_AFTER_FILE})\n")
-    sheets = sorted((run_dir / SAMPLES_DIR).glob("*.png"))[-_SHEETS_SHOWN:]
+    sheets = sorted(path for path in (run_dir / SAMPLES_DIR).glob("*.png") if not is_maps(path))[-_SHEETS_SHOWN:]
     lines += [f"- [{sheet.stem}]({SAMPLES_DIR}/{sheet.name})" for sheet in sheets]
+    if sheets and maps_path(sheets[-1]).exists():
+        lines.append(f"\n{_MAPS_NOTE}\n\n![maps of the newest sheet]({SAMPLES_DIR}/{maps_path(sheets[-1]).name})")
     return "## Samples\n\n" + ("\n".join(lines) if lines else "No sheets were drawn.")
 
 

@@ -19,7 +19,8 @@ BEFORE_AFTER_FILE = "before_after.png"
 
 _SMALLEST, _LARGEST = 256, 512
 _GAP, _BORDER, _LINE, _TEXT, _HEADING = 12, 3, 20, 15, 19
-_PAPER, _INK, _FAINT, _BEST, _WORST = "#ffffff", "#1a1a1a", "#d8d8d8", "#1f6fb4", "#d9730d"
+_PAPER, _INK, _FAINT = "#ffffff", "#1a1a1a", "#d8d8d8"
+BEST, WORST = "#1f6fb4", "#d9730d"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ def write_sample_sheet(
     best, worst = int(advantages.argmax()), int(advantages.argmin())
     for row in rows:
         mark = " (best)" if row.member == best else " (worst)" if row.member == worst else ""
-        border = _BEST if row.member == best else _WORST if row.member == worst else _FAINT
+        border = BEST if row.member == best else WORST if row.member == worst else _FAINT
         tiles.append(_Tile(_fitted(row.image, box), _member_lines(row, mark), border))
     heading = (
         f"ordinal {task.ordinal}   {task.lr_id}   x{task.scale}",
@@ -129,8 +130,10 @@ def write_sample_sheet(
     return rows
 
 
-def write_contact_sheet(path: Path, columns: Sequence[str], rows: Sequence[ContactRow]) -> None:
-    """Rows of crops under shared column titles (LR, bicubic, before, after, HR, ...)."""
+def write_contact_sheet(
+    path: Path, columns: Sequence[str], rows: Sequence[ContactRow], heading: tuple[str, ...] = ()
+) -> None:
+    """Rows of crops under shared column titles (LR, bicubic, before, after, HR, ...), below the lines of `heading`."""
     for row in rows:
         if len(row.cells) != len(columns):
             raise ValueError(f"contact sheet row '{row.label}': expected {len(columns)} cells, got {len(row.cells)}")
@@ -141,7 +144,7 @@ def write_contact_sheet(path: Path, columns: Sequence[str], rows: Sequence[Conta
             raise ValueError(f"contact sheet row '{row.label}': expected at least one image, got none")
         box = _box(*max(sizes))
         lines.append((row.label, [_cell_tile(cell, box) for cell in row.cells]))
-    _save(_compose((), tuple(columns), lines), path)
+    _save(_compose(heading, tuple(columns), lines), path)
 
 
 def _member_lines(row: SampleRow, mark: str) -> tuple[str, ...]:
@@ -212,7 +215,7 @@ def _compose(
         _write(draw, (_GAP, y), text, large, width - 2 * _GAP)
         y += _HEADING + 6
     for index, title in enumerate(columns):
-        _write(draw, (_GAP + index * (cell + _GAP), y), title, large, cell)
+        _write(draw, (_GAP + index * (cell + _GAP), top - _HEADING - 10), title, large, cell)
     y = top
     for (label, tiles), height in zip(lines, heights, strict=True):
         _draw_line(sheet, draw, y, label, tiles, cell)

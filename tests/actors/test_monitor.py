@@ -78,11 +78,11 @@ def test_offline_wandb_writes_a_run_without_network(tmp_path: Path, monkeypatch:
     run = tmp_path / "run"
     online = monitor(run, progress=False, wandb="offline")
     online.log(metrics(1))
-    online.log_samples(1, sheet, [row])
+    online.log_samples(1, sheet, [row], sheet)
     online.close()
     (offline,) = (run / "wandb").glob("offline-run-*")
     stored = next(offline.glob("*.wandb")).read_bytes()
-    for key in (b"reward/musiq/mean", b"advantage/r_histogram", b"samples/group"):
+    for key in (b"reward/musiq/mean", b"advantage/r_histogram", b"samples/group", b"samples/maps"):
         assert key in stored
     assert (run / WANDB_ID_FILE).read_text() in offline.name
     (table,) = offline.glob("files/media/table/samples/*.json")

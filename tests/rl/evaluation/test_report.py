@@ -7,6 +7,7 @@ import pytest
 
 from rl import jsonl
 from rl.evaluation.figures import moving_average, series, smoothing_width
+from rl.evaluation.heat import maps_path
 from rl.evaluation.records import EvalRecord, append_eval
 from rl.evaluation.report import write_report
 from rl.metrics import Key, Metrics
@@ -99,6 +100,25 @@ def test_run_of_one_step_says_what_is_missing(tmp_path: Path) -> None:
         "No sheets",
     ):
         assert missing in text
+
+
+def test_only_the_newest_sheet_shows_its_maps(tmp_path: Path) -> None:
+    """Sheets are listed, maps are not; maps of older sheets are found beside them."""
+    run_dir(tmp_path, 2)
+    (tmp_path / "samples").mkdir()
+    older, newest = (tmp_path / "samples" / f"step_{step:06d}_ordinal_000000.png" for step in (1, 2))
+    for sheet in (older, newest):
+        sheet.touch()
+    maps_path(older).touch()
+    assert "cell by cell" not in write_report(tmp_path).read_text()
+    maps_path(newest).touch()
+    text = write_report(tmp_path).read_text()
+    listed = (
+        f"- [{older.stem}](samples/{older.name})\n- [{newest.stem}](samples/{newest.name})\n\nThe newest sheet's group"
+    )
+    assert listed in text and "blue is where a member beats the group's mean" in text
+    assert "![maps of the newest sheet](samples/step_000002_ordinal_000000_maps.png)" in text
+    assert maps_path(older).name not in text
 
 
 def test_not_a_run_directory(tmp_path: Path) -> None:
