@@ -184,9 +184,10 @@ def detail_shares(tasks: Sequence[SRTask], fixed: float | None, cell_px: int | N
 def _detail_share(task: SRTask, cell_px: int | None) -> float | F64:
     if task.hr is None:
         raise ValueError(f"task {task.ordinal} '{task.lr_id}' has no HR image to take a detailed share from")
-    return (
-        attribute_shares(task.hr).detail if cell_px is None else pooled(detail_map(task.hr), task.hr.shape[1:], cell_px)
-    )
+    if cell_px is None:
+        return attribute_shares(task.hr).detail
+    # a mean of ones may round to more than 1
+    return np.clip(pooled(detail_map(task.hr), task.hr.shape[1:], cell_px), 0.0, 1.0)
 
 
 def mixed(whole: AdvantageBatch, local: AdvantageBatch, local_weight: float) -> AdvantageBatch:
