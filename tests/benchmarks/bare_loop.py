@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import scores
+from harness import scores, tables
 
 from learner.ema import Ema
 from learner.engine import build_optimizer
@@ -30,7 +30,8 @@ from rl.policies.lora import OLD, POLICY, Adapters, take_snapshot
 from rl.preferences import train_item
 from rl.rollout import RolloutWorker
 from rl.seeding import derive_seed, member_seeds
-from rl.types import F64, RolloutGroup, SRTask, TrainItem
+from rl.spatial import scores_of
+from rl.types import F64, RewardTable, RolloutGroup, SRTask, TrainItem
 
 Adapter = dict[str, torch.Tensor]
 
@@ -99,7 +100,7 @@ class BareLoop(BareTrainer):
         self.worker = RolloutWorker(config)
         self.worker.install(take_snapshot(self.published, 0))
         self.source = TaskSource(config.data, config.seed)
-        self.servers = [RewardServer(reward) for reward in config.rewards]
+        self.servers = [RewardServer(reward, cell_px=config.map_cell_px) for reward in config.rewards]
 
     def rollout(self, task: SRTask) -> RolloutGroup:
         seeds = member_seeds(self.config.seed, task.ordinal, self.config.rollout.group_size)
@@ -116,17 +117,20 @@ class BareLoop(BareTrainer):
         t0 = time.perf_counter()
         groups = [self.rollout(task) for task in tasks]
         t1 = time.perf_counter()
-        table = scores(self.servers, tasks, groups)
+        scored = tables(self.servers, tasks, groups)
         t2 = time.perf_counter()
-        self.train(self.items(tasks, groups, table))
+        self.train(self.items(tasks, groups, scored))
         self.worker.install(take_snapshot(self.published, self.updates))
         images = sum(len(group.images) for group in groups)
-        return StepTimes(t1 - t0, t2 - t1, time.perf_counter() - t2, images), table
+        return StepTimes(t1 - t0, t2 - t1, time.perf_counter() - t2, images), scores_of(scored)
 
-    def items(self, tasks: Sequence[SRTask], groups: Sequence[RolloutGroup], table: F64) -> list[TrainItem]:
+    def items(
+        self, tasks: Sequence[SRTask], groups: Sequence[RolloutGroup], scored: Sequence[RewardTable]
+    ) -> list[TrainItem]:
         """What the learner would train of scored groups."""
-        batch = self.config.advantage.advantages(table, self.config.rewards, tasks)
-        pairs = self.config.objective.pairs
+        config = self.config
+        batch = config.advantage.of_tables(scored, config.rewards, tasks, config.map_cell_px)
+        pairs = config.objective.pairs
         return [train_item(t, g, a, pairs=pairs) for t, g, a in zip(tasks, groups, batch.advantages, strict=True)]
 
     def run(self) -> F64:

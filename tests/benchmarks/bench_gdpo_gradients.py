@@ -1,10 +1,11 @@
 """GDPO-SR's comparisons without an optimiser's noise: the mean gradient of 64 groups of a crop, and a step against it.
 
-    uv run python tests/benchmarks/bench_gdpo_gradients.py OUT_FOLDER {fidelity,recipe} [--groups 64] [--only NAME ...]
-    ... --smoke
+    uv run python tests/benchmarks/bench_gdpo_gradients.py OUT_FOLDER {fidelity,recipe,maps} [--groups 64]
+        [--only NAME ...] [--smoke]
 
 fidelity     PSNR(Y) is the only reward
-recipe       psnry and PIQE, the attribute-aware reward of configs/gdpo_sr_mini.yaml
+recipe       psnr_y and PIQE, the attribute-aware reward of configs/gdpo_sr_mini.yaml
+maps         PSNR(Y) alone, one advantage a member against one per cell
 
 split-half   cosine between the mean gradients of the even and of the odd groups; 0 is noise
 changes      of each score over 32 new draws of the crop when LoRA's B is moved against the mean gradient, to an rms of
@@ -23,16 +24,17 @@ import numpy as np
 import torch
 from bare_loop import BareLoop
 from bench_gdpo_curves import FIDELITY, ONE_CROP_DRAWS, SMOKE_DRAWS
-from bench_gdpo_tables import FULL, NAMES, SMOKE, Judged, judge, recipe, table
+from bench_gdpo_tables import FULL, MAPS, NAMES, SMOKE, Judged, judge, recipe, table
 from gdpo_judge import Adapter, Judge
-from harness import scores
+from harness import tables
 
 from rl.types import F64, SRTask
 
 matplotlib.use("Agg")
 VARIANTS = {
     "fidelity": ("gdpo", "one_noise", "diffusion_dpo", "dance_grpo", "t_add", "g4", "g8"),
-    "recipe": tuple(NAMES),
+    "recipe": tuple(name for name in NAMES if name not in MAPS),
+    "maps": ("gdpo", "one_noise", "diffusion_dpo", *MAPS),
 }
 RMS = (1e-4, 3e-4, 1e-3)
 
@@ -43,7 +45,7 @@ def mean_gradients(loop: BareLoop, crop: SRTask, groups: int) -> list[Adapter]:
     for ordinal in range(groups):
         task = replace(crop, ordinal=ordinal)
         group = loop.rollout(task)
-        loop.backward(loop.items([task], [group], scores(loop.servers, [task], [group])))
+        loop.backward(loop.items([task], [group], tables(loop.servers, [task], [group])))
         for name, parameter in loop.theta.items():
             if parameter.grad is not None:
                 sums[ordinal % 2][name] += parameter.grad * 2 / groups
@@ -101,12 +103,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     a.out.mkdir(parents=True, exist_ok=True)
     court, results = judge(), {}
+    kind = "recipe" if a.reward == "recipe" else "fidelity"
     for name in a.only or VARIANTS[a.reward]:
         rows = []
         for seed in size.seeds:
-            kept = a.out / f"{a.reward}-{name}-{seed}.npy"
+            kept = a.out / f"{kind}-{name}-{seed}.npy"
             if not kept.is_file():
-                config = recipe(name, seed, 1, *([FIDELITY] if a.reward == "fidelity" else []), size=size)
+                config = recipe(name, seed, 1, *([] if a.reward == "recipe" else [FIDELITY]), size=size)
                 np.save(kept, measured(court, BareLoop(config), a.groups, draws))
             rows.append(np.load(kept))
         results[name] = np.stack(rows)
