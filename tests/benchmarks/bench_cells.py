@@ -65,14 +65,14 @@ def ratios(kind: str, rounds: int, *more: str) -> tuple[list[float], RolloutGrou
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--smoke", action="store_true", help="one round of one group of two")
+    parser.add_argument("--smoke", action="store_true", help="one round of NFT on one group of two")
     options = parser.parse_args(argv)
     be_the_only_rank()
     print(
         "| objective | learner seconds, map / off | by round | group, bytes | map of a reward | advantages | more |\n"
         "|---|---|---|---|---|---|---|"
     )
-    for kind in CASES:
+    for kind in ("nft",) if options.smoke else CASES:
         found, group, cells = ratios(kind, 1 if options.smoke else options.rounds, *(SMALL if options.smoke else ()))
         size = group.latents.nbytes + group.images.nbytes
         one_map = RewardMap.of(np.random.default_rng(0).normal(size=(len(group.latents), *cells))).nbytes

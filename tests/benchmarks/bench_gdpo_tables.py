@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from bare_loop import BareLoop
 from gdpo_judge import Judge
-from harness import DATA, KODAK, ROOT
+from harness import DATA, KODAK, ROOT, over_seeds
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from scipy.stats import t as student_t
 
 from rewards.sections import PyiqaSection, PythonRewardSection
 from rewards.server import RewardServer
@@ -158,10 +157,7 @@ class Judged:
 
     def change(self, metric: int) -> Interval:
         """Mean over images, paired by image and drawn noise; Student's interval over the seeds of training."""
-        per_seed = (self.after - self.before)[..., metric].mean(1)
-        mean, n = float(per_seed.mean()), len(per_seed)
-        half = float(student_t.ppf(0.975, n - 1) * per_seed.std(ddof=1) / n**0.5)
-        return Interval(mean, mean - half, mean + half)
+        return over_seeds((self.after - self.before)[..., metric].mean(1))
 
     def against(self, other: "Judged") -> "Judged":
         return Judged(other.after, self.after)

@@ -15,16 +15,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
-from harness import HELD_OUT, ROOT, be_the_only_rank, scores
+from harness import HELD_OUT, ROOT, be_the_only_rank, over_seeds, scores
 from lagged_loop import LaggedLoop
 from watch import NAMES, Watch, diversity
 
 from rl.config.load import load_config
 from rl.config.online import RunConfig
+from rl.data.source import TaskSource
+from rl.evaluation.sheets import Cell, ContactRow, write_contact_sheet
 from rl.types import F64, SRTask
 
+matplotlib.use("Agg")
 CROPS, SAMPLES, SHOWN = 30, 8, 6
 MAP = ("advantage.spatial=map",)
 ARMS: Mapping[str, tuple[str, ...]] = {
@@ -97,7 +102,7 @@ def _train(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     crops, samples, steps = (2, 2, 1) if options.smoke else (CROPS, SAMPLES, options.steps)
     for seed in options.seeds:
-        for arm in options.arms:
+        for arm in options.arms or ARMS:
             file = out / f"{arm}-{seed}.json"
             if file.is_file():
                 continue
@@ -106,17 +111,122 @@ def _train(options: argparse.Namespace) -> None:
             print(f"{arm} seed {seed}: done", flush=True)
 
 
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """All runs of one arm, by seed."""
+
+    records: list[Mapping[str, Any]]
+
+    def means(self, step: str) -> F64:
+        """`[seeds, rewards + NAMES]`"""
+        return np.array([np.mean(record["scores"][step], axis=(0, 1)) for record in self.records])
+
+    def worst(self, step: str) -> F64:
+        """The same of each crop's worst sample by each metric."""
+        lower = np.array([name == "lpips" for name in self.records[0]["names"]])
+        found = []
+        for record in self.records:
+            scores = np.array(record["scores"][step])
+            found.append(np.where(lower, scores.max(axis=1), scores.min(axis=1)).mean(axis=0))
+        return np.array(found)
+
+    def spread(self, step: str) -> F64:
+        """`[seeds]`"""
+        return np.array([np.mean(record["spread"][step]) for record in self.records])
+
+
+def arms(out: Path) -> dict[str, Arm]:
+    """What OUT holds, in the order of `ARMS`."""
+    found = {}
+    for name in ARMS:
+        files = sorted(out.glob(f"{name}-*.json"))
+        if files:
+            found[name] = Arm([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    return found
+
+
+def rows(found: Mapping[str, Arm]) -> list[str]:
+    """Start, then every arm's change after each number of steps, Student's interval over seeds."""
+    first = next(iter(found.values()))
+    names = first.records[0]["names"]
+    lines = [f"| | seeds | steps | {' | '.join(names)} | spread | worst of 8: {names[0]}, {names[1]} |"]
+    lines.append(f"|---|---|---|{'---|' * (len(names) + 2)}")
+    start = [f"{value:.4f}" for value in first.means("0").mean(axis=0)]
+    worst = ", ".join(f"{value:.4f}" for value in first.worst("0").mean(axis=0)[:2])
+    lines.append(f"| start | | 0 | {' | '.join(start)} | {first.spread('0').mean():.2f} | {worst} |")
+    for name, arm in found.items():
+        for step in [step for step in arm.records[0]["scores"] if step != "0"]:
+            changes = [over_seeds(column) for column in (arm.means(step) - arm.means("0")).T]
+            shown = [f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for c in changes]
+            worst = ", ".join(f"{c:+.4f}" for c in (arm.worst(step) - arm.worst("0")).mean(axis=0)[:2])
+            spread = arm.spread(step).mean()
+            lines.append(f"| {name} | {len(arm.records)} | {step} | {' | '.join(shown)} | {spread:.2f} | {worst} |")
+    return lines
+
+
+def plot(path: Path, found: Mapping[str, Arm]) -> None:
+    """Each metric over LR consistency: what an arm pays for the same gain. One seed a thin line."""
+    import matplotlib.pyplot as plt
+
+    names = next(iter(found.values())).records[0]["names"]
+    shown = ["gmsd", "psnr_y", "ssim_y", "lpips", "cnniqa", "piqe", "sharpness", "spread"]
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6.2), layout="constrained")
+    for axis, metric in zip(axes.flat, shown, strict=True):
+        for colour, (name, arm) in enumerate(found.items()):
+            x, y = (
+                np.stack([
+                    arm.spread(step) if what == "spread" else arm.means(step)[:, names.index(what)]
+                    for step in arm.records[0]["scores"]
+                ]) for what in ("lr_consistency", metric)
+            )  # fmt: skip
+            axis.plot(x, y, color=f"C{colour}", lw=0.6, alpha=0.5)
+            axis.plot(x.mean(axis=1), y.mean(axis=1), "o-", color=f"C{colour}", label=name)
+        axis.set_title(metric + {"lpips": " (lower is better)", "sharpness": "", "spread": ""}.get(metric, " (higher)"))
+        axis.set_xlabel("LR consistency, dB", fontsize=8)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found))
+    figure.savefig(path, dpi=110)
+
+
+def sheet(path: Path, out: Path, found: Mapping[str, Arm], step: str) -> None:
+    """LR, start, the arms after `step` steps and HR, the first sample of some crops of seed 0."""
+    kept = {name: np.load(out / f"{name}-0.npz") for name in found}
+    section = recipe(0, 1, CROPS).eval
+    assert section is not None
+    tasks = TaskSource(section.data, 0).grid(CROPS)
+    shown = [task for k, task in enumerate(tasks) if k % (CROPS // SHOWN) == 0]
+    lines = []
+    for k, task in enumerate(shown):
+        start = next(iter(kept.values()))["0"][k]
+        cells = [task.lr, start, *(pixels[step][k] for pixels in kept.values()), task.hr]
+        lines.append(ContactRow(task.lr_id, tuple(Cell(image) for image in cells)))
+    write_contact_sheet(path, ["LR", "start", *found, "HR"], lines)
+
+
+def _table(options: argparse.Namespace) -> None:
+    out: Path = options.out
+    found = {name: arm for name, arm in arms(out).items() if not options.arms or name in options.arms}
+    print("\n".join(rows(found)))
+    plot(out / "spatial.png", found)
+    last = list(next(iter(found.values())).records[0]["scores"])[-1]
+    if not options.smoke:
+        sheet(out / "sheet.png", out, found, last)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(required=True, dest="verb")
-    train = verbs.add_parser("run")
-    train.add_argument("out", type=Path)
-    train.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    train.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    train.add_argument("--steps", type=int, default=48)
-    train.add_argument("--smoke", action="store_true", help="one small step, two crops")
+    parser.add_argument("verb", choices=["run", "table"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--smoke", action="store_true", help="one small step of two arms, two crops, then the table")
     options = parser.parse_args(argv)
-    _train(options)
+    if options.smoke:
+        options.seeds, options.arms = [0], ["global", "pool1"]
+    if options.verb == "run":
+        _train(options)
+    if options.verb == "table" or options.smoke:
+        _table(options)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from rewards.server import RewardServer
+from rl.evaluation.bootstrap import Interval
 from rl.types import F64, RewardTable, RolloutGroup, SRTask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,3 +52,10 @@ def tables(
 def scores(servers: Sequence[RewardServer], tasks: Sequence[SRTask], groups: Sequence[RolloutGroup]) -> F64:
     """`[N, G, R]`"""
     return np.stack([table.scores for table in tables(servers, tasks, groups)])
+
+
+def over_seeds(values: F64) -> Interval:
+    """Mean `[seeds]` with Student's 95 % interval."""
+    mean, n = float(values.mean()), len(values)
+    half = float(student_t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+    return Interval(mean, mean - half, mean + half)

@@ -23,6 +23,8 @@ HERE_ALONE = {
         "eval=null",
     ),
     "bench_anchor": ("{out}/anchor.jsonl", "--smoke"),
+    "bench_cells": ("--smoke",),
+    "bench_locality": ("--smoke",),
     "bench_memory": ("--smoke",),
     "bench_naosd_full": ("--smoke", "--side", "64", "--group", "2"),
     "bench_objectives": ("--smoke",),
@@ -36,6 +38,7 @@ WITH_SHARED_DATA = {
     "bench_gdpo_curves": ("{out}/gdpo", "one_crop", "--smoke"),
     "bench_gdpo_gradients": ("{out}/gdpo", "fidelity", "--smoke"),
     "bench_gdpo_tables": ("{out}/gdpo", "--smoke"),
+    "bench_spatial": ("run", "{out}/spatial", "--smoke"),
     "bench_t_add": ("{out}/t_add", "--smoke"),
     "bench_vae_start": ("near_identity", "--smoke"),
 }
