@@ -127,6 +127,11 @@ class RunConfig(TrainingSection):
                 "advantage.spatial map needs a reward with a map (lr_consistency, gmsd, ssim_y, psnr_y, lpips), got "
                 f"{[reward.name for reward in self.rewards]} without; add one, or write advantage.spatial=off"
             )
+        elif not hasattr(self.policy, "cell_px"):
+            raise ValueError(
+                f"advantage.spatial map needs cell_px, the output pixels of a latent position, which the section of "
+                f"policy '{self.policy.type}' does not declare; add it there, or write advantage.spatial=off"
+            )
 
     def _check_micro_batch(self) -> None:
         if self.objective.likelihood and self.learner.micro_batch not in (None, self.sampled_at_once):

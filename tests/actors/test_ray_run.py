@@ -25,10 +25,14 @@ Facts = Callable[[Path], dict[str, Any]]
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     isrl_train: Train, quickstart: tuple[str, ...], trained_steps: Records, adapter_facts: Facts, tmp_path: Path
 ) -> None:
-    """max_policy_lag 0, CPU: 3 steps in one go, and what was on disk after 2 of them in a new process for the third."""
+    """max_policy_lag 0, CPU: 3 steps in one go, and what was on disk after 2 of them in a new process for the third.
+    With an advantage per cell, so that maps go the whole way."""
     run, resumed = tmp_path / "whole", tmp_path / "parts"
+    quickstart = (*quickstart, "advantage.spatial=map")
     isrl_train(*quickstart, f"run.dir={run}", "train.steps=3")
     trained = trained_steps(run)
+    assert all(0 < step["advantage/local_share"] < 1 for step in trained)
+    assert len(list((run / "samples").glob("*_maps.png"))) == 2
     assert [step["policy/version"] for step in trained] == [1, 2, 3]
     assert all(step["policy/age_max"] == 0 for step in trained)
     assert (

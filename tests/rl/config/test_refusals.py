@@ -54,6 +54,12 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         "learner.micro_batch must equal rollout.micro_batch (4 members) for objective 'grpo', got 6: a likelihood is "
         "repeated as it was sampled",
     ),
+    "maps of rewards without any": (
+        ["advantage.spatial=map", "rewards=[{name: piqe, type: pyiqa}, {name: lr_consistency, type: lr_consistency, "
+         "map: false}]"],
+        "advantage.spatial map needs a reward with a map (lr_consistency, gmsd, ssim_y, psnr_y, lpips), got ['piqe', "
+        "'lr_consistency'] without; add one, or write advantage.spatial=off",
+    ),
     "no timestep": (
         ["rollout.sampler.steps=2", "objective.timestep_fraction=0.4"],
         "objective.timestep_fraction 0.4 of 2 sampler steps leaves no timestep to train on; raise one of them",

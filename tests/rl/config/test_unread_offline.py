@@ -24,6 +24,7 @@ OFFLINE: dict[str, tuple[tuple[str, ...], str]] = {
         ("objective.type=nft", "objective.allow_one_step=true"),
         "objective 'nft' trains on the clean latents that a worker sampled, and pools hold images; use kind: online",
     ),
+    "maps": (("advantage.spatial=map",), "advantage.spatial map: pools hold scores, not maps; remove it"),
     "attribute": (
         ("scores.0.attribute=fidelity",),
         "scores ['psnr']: attribute is not read by advantage.aggregation 'decoupled'; remove it",
