@@ -32,14 +32,42 @@ from rl.types import F64, SRTask
 matplotlib.use("Agg")
 CROPS, SAMPLES, SHOWN = 30, 8, 6
 MAP = ("advantage.spatial=map",)
+OWN = Path(__file__).with_name("local_rewards")
+
+
+def _rewards(*more: str) -> str:
+    """The quickstart's two rewards and others."""
+    return f"rewards=[{{name: gmsd, type: pyiqa}}, {{name: lr_consistency, type: lr_consistency}}, {', '.join(more)}]"
+
+
+def _own(name: str, keys: str = "") -> str:
+    return f"{{name: {name}, type: python, file: '{OWN / name}.py'{keys}}}"
+
+
 ARMS: Mapping[str, tuple[str, ...]] = {
     "global": (),
     "pool1": (*MAP, "advantage.pool=1"),
     "pool2": (*MAP, "advantage.pool=2"),
     "pool4": (*MAP, "advantage.pool=4"),
     "pool8": (*MAP, "advantage.pool=8"),
+    # how it is done
+    "cell_normaliser": (*MAP, "objective.normaliser=cell"),
+    "half_local": (*MAP, "advantage.local_weight=0.5"),
+    # where it hurts
+    "noisy": (*MAP, f"rewards=[{{name: gmsd, type: pyiqa}}, {_own('noisy_lr')}]"),
+    "colour_score": (*MAP, _rewards(_own("global_colour", ", map: false"))),
+    "colour_map": (*MAP, _rewards(_own("global_colour"))),
+    "lpips_global": (f"rewards=[{_own('lpips_squeeze')}]",),
+    "lpips_map": (*MAP, f"rewards=[{_own('lpips_squeeze')}]"),
+    "both_global": (_rewards(_own("lpips_squeeze")),),
+    "both_map": (*MAP, _rewards(_own("lpips_squeeze"))),
+    # what keeps diversity
+    "kl": (*MAP, "objective.kl_weight=1.0"),
+    "diversity": (*MAP, _rewards(_own("diversity", ", weight: 0.5"))),
+    "hr_sharpness": (*MAP, _rewards(_own("hr_sharpness"))),
 }
 """Arm -> its overrides of the quickstart; 8 cells are the whole crop."""
+PLAIN = ("global", "pool1", "pool2", "pool4", "pool8")
 SMALL = ("train.groups_per_step=1", "rollout.group_size=2", "data.crop=64", "eval.data.crop=64")
 
 
@@ -102,7 +130,7 @@ def _train(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     crops, samples, steps = (2, 2, 1) if options.smoke else (CROPS, SAMPLES, options.steps)
     for seed in options.seeds:
-        for arm in options.arms or ARMS:
+        for arm in options.arms or PLAIN:
             file = out / f"{arm}-{seed}.json"
             if file.is_file():
                 continue

@@ -55,8 +55,10 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         "repeated as it was sampled",
     ),
     "maps of rewards without any": (
-        ["advantage.spatial=map", "rewards=[{name: piqe, type: pyiqa}, {name: lr_consistency, type: lr_consistency, "
-         "map: false}]"],
+        [
+            "advantage.spatial=map",
+            "rewards=[{name: piqe, type: pyiqa}, {name: lr_consistency, type: lr_consistency, map: false}]",
+        ],
         "advantage.spatial map needs a reward with a map (lr_consistency, gmsd, ssim_y, psnr_y, lpips), got ['piqe', "
         "'lr_consistency'] without; add one, or write advantage.spatial=off",
     ),
