@@ -78,8 +78,8 @@ class TrajectoryRecord:
     states: F32
     """`[S, G, C, h, w]`"""
     logp: F64
-    """`[K, G]`, each step's log-probability under the behaviour policy, mean over C, h, w; `[K, G, rows, columns]` in a
-    run with advantages per cell, mean over C and the cell."""
+    """`[K, G]`, each step's log-probability under the behaviour policy, mean over C, h, w; with advantages per cell
+    `[K, G, rows, columns]`, mean over C and the cell."""
     mean: F32 | None
     """`[K, G, C, h, w]`, means of the behaviour policy's Gaussians, for GRPO-Guard."""
 
@@ -129,9 +129,8 @@ class RolloutReceipt:
 # part of a RewardColumn, where the run has advantages per cell
 @dataclass(frozen=True, eq=False)
 class RewardMap:
-    """One reward's local scores of one group, on the run's grid of cells; 2 G h w + 4 h w bytes.
-
-    Only differences between members count, so they have float16's 11 bits for themselves."""
+    """One reward's local scores of one group, on the run's grid of cells. Only differences between members count, so
+    they have float16's 11 bits for themselves."""
 
     mean: F32
     """`[h, w]` mean over the group."""
@@ -152,14 +151,15 @@ class RewardMap:
         members, rows, columns = self.deviation.shape
         return members, rows, columns
 
-    @property
-    def nbytes(self) -> int:
-        return self.mean.nbytes + self.deviation.nbytes
-
     def values(self) -> F64:
         """`[G, h, w]` in the metric's own unit, to 5e-4 of the largest difference in the group."""
         values: F64 = self.mean.astype(np.float64) + self.unit * self.deviation.astype(np.float64)
         return values
+
+
+def map_bytes(members: int, rows: int, columns: int) -> int:
+    """Of a `RewardMap`."""
+    return (2 * members + 4) * rows * columns
 
 
 # reward server -> controller
@@ -186,7 +186,7 @@ class RewardTable:
     """`[G, R]` finite."""
     seconds: tuple[float, ...]
     maps: tuple[RewardMap | None, ...] = ()
-    """One per reward; empty where the run asks for no maps. Ray maps large ones read-only, without a copy."""
+    """One per reward; empty where the run asks for none. Ray maps large ones read-only, without a copy."""
 
     @staticmethod
     def of(ordinal: int, columns: Sequence[RewardColumn]) -> "RewardTable":
@@ -202,8 +202,8 @@ class RewardTable:
     def __post_init__(self) -> None:
         members = {reward_map.shape[0] for reward_map in self.maps if reward_map is not None}
         if self.maps and (len(self.maps) != len(self.names) or members - {len(self.scores)}):
-            expected = f"{len(self.names)} maps of {len(self.scores)} members"
-            raise ValueError(f"RewardTable {self.ordinal}: expected {expected}, got {len(self.maps)} of {members}")
+            shape = f"{len(self.names)} maps of {len(self.scores)} members"
+            raise ValueError(f"RewardTable {self.ordinal}: expected {shape}, got {len(self.maps)} of {members}")
         if self.scores.ndim != 2 or self.scores.shape[1] != len(self.names):
             raise ValueError(f"RewardTable: expected scores [G, {len(self.names)}], got {self.scores.shape}")
         if not np.isfinite(self.scores).all():

@@ -22,6 +22,8 @@ from rl.config.pretrain import PretrainSection
 from rl.config.rollout import SamplerSection
 from rl.config.training import TrainingSection
 from rl.errors import MissingInput
+from rl.spatial import grid
+from rl.types import map_bytes
 
 Row = tuple[str, str]
 Rows = dict[str, list[Row]]
@@ -109,10 +111,22 @@ def _step(config: RunConfig) -> list[Row]:
             f"{groups * size} images x {rewards} rewards, {config.advantage.aggregation} advantages over the whole "
             "batch",
         ),
+        *_maps(config),
         ("train", _training(config)),
         ("whole run", f"{config.train.steps * groups * size} images"),
         *([] if config.eval is None else [("evaluate", _evaluation(config.eval, config.eval_sampler))]),
     ]
+
+
+def _maps(config: RunConfig) -> list[Row]:
+    """Who says where, and what a map of one group weighs."""
+    if config.map_cell_px is None:
+        return []
+    rows, columns = grid((config.data.crop, config.data.crop), config.map_cell_px)
+    local = [reward.name for reward in config.rewards if reward.map and reward.has_map is not False]
+    size = map_bytes(config.group_size, rows, columns)
+    cells = f"{rows} x {columns} cells of {config.map_cell_px} px"
+    return [("maps", f"{cells} from {', '.join(local)}, {size} bytes per group and reward")]
 
 
 def _sampling(sampler: SamplerSection, members: int) -> str:

@@ -47,6 +47,15 @@ def test_a_tagger_is_a_process_like_a_reward() -> None:
     assert config.total_cpus == plain.total_cpus + 1
 
 
+def test_maps_are_told_with_their_cells_and_bytes() -> None:
+    """128 px in cells of 2 x 16 px; 3 float16 differences and a float32 mean in 4 x 4 cells."""
+    advantage = {"spatial": "map", "pool": 2}
+    text = plan_text(validate(RunConfig, {**RAW, "advantage": advantage}, "test"))
+    (line,) = [line for line in text.splitlines() if line.startswith("  maps")]
+    assert line.endswith("4 x 4 cells of 32 px from a_reward_with_a_long_name, 160 bytes per group and reward")
+    assert "cells" not in plan_text(validate(RunConfig, RAW, "test"))
+
+
 def test_numbers_follow_from_the_recipe_and_what_is_missing_is_said() -> None:
     text = plan_text(validate(RunConfig, RAW, "test"))
     assert "4 groups x 3 images of 128 px, 10 dpm2 steps each" in text

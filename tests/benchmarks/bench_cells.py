@@ -22,7 +22,7 @@ from rl.preferences import train_item
 from rl.rollout import RolloutWorker
 from rl.seeding import member_seeds
 from rl.spatial import grid
-from rl.types import RewardMap, RolloutGroup
+from rl.types import RolloutGroup, map_bytes
 
 ONE_STEP = ("rollout={group_size: 6}", "policy={type: naosd, lora: {rank: 4, alpha: 8}}", "learner.updates_per_batch=1")
 CASES: dict[str, tuple[str, ...]] = {
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind in ("nft",) if options.smoke else CASES:
         found, group, cells = ratios(kind, 1 if options.smoke else options.rounds, *(SMALL if options.smoke else ()))
         size = group.latents.nbytes + group.images.nbytes
-        one_map = RewardMap.of(np.random.default_rng(0).normal(size=(len(group.latents), *cells))).nbytes
+        one_map = map_bytes(len(group.latents), *cells)
         advantages = 8 * len(group.latents) * cells[0] * cells[1]
         print(
             f"| {kind} | {statistics.median(found):.3f} | {min(found):.3f} to {max(found):.3f} | {size} | {one_map} | "
