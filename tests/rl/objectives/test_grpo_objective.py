@@ -10,6 +10,7 @@ import torch
 
 from rl.config.online import RunConfig
 from rl.data.source import TaskSource
+from rl.flow.cells import Cells
 from rl.metrics import Key
 from rl.objectives.grpo import GRPOBatch, GRPOObjective
 from rl.policies.lora import POLICY, take_snapshot
@@ -37,6 +38,8 @@ VARIANTS = {
     "every layer": ("policy.lora.targets=attn_add_single",),
     "micro-batches": ("rollout.micro_batch=3",),
     "samples": ("rollout.micro_batch=1", "objective.order=samples"),
+    "cells": ("advantage.spatial=map",),
+    "cells of three, guard": ("advantage={spatial: map, pool: 3}", "objective.guard=true", "objective.kl_weight=0"),
 }
 GAUSSIAN = ("objective={type: grpo, kl_weight: 0}", "rollout.sampler={solver: gaussian, std: 0.1}", "data.crop=64")
 
@@ -53,7 +56,8 @@ def rolled(build: Callable[..., GRPOObjective], randomise: Callable[..., None]) 
         worker.install(take_snapshot({name: p.detach().clone() for name, p in theta.items()}, 3))
         task = TaskSource(config.data, config.seed).task(ordinal)
         _, group = worker.rollout(task, member_seeds(config.seed, ordinal, 4))
-        return objective, TrainGroup(task, group, ADVANTAGES)
+        grid = Cells.of(config.advantage).grid(torch.from_numpy(group.latents))
+        return objective, TrainGroup(task, group, ADVANTAGES.reshape(4, *(1,) * len(grid)) * np.ones(grid))
 
     return make
 
