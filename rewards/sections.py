@@ -99,6 +99,36 @@ class LrConsistencySection(DeviceSection, RewardSection):
         return True
 
 
+class LocalStatisticSection(RewardSection):
+    """What `sharpness` and `noise` share."""
+
+    @property
+    def has_map(self) -> bool:
+        return True
+
+    def check(self, *, has_hr: bool, sr_side: int | None) -> None:
+        if sr_side is not None and sr_side < 3:
+            raise ValueError(f"its mask needs sides of at least 3 pixels, got {sr_side}; use larger images")
+
+
+class SharpnessSection(LocalStatisticSection):
+    """Root mean square of the Sobel gradient, in grey levels per pixel (`rewards/local_statistics.py`); noise raises it
+    too."""
+
+    builder: ClassVar[str] = "rewards.local_statistics:Sharpness"
+
+    type: Literal["sharpness"] = "sharpness"
+
+
+class NoiseSection(LocalStatisticSection):
+    """Minus the estimated standard deviation of noise, in grey levels (`rewards/local_statistics.py`); fine texture
+    counts as noise."""
+
+    builder: ClassVar[str] = "rewards.local_statistics:Noise"
+
+    type: Literal["noise"] = "noise"
+
+
 class PythonRewardSection(RewardSection):
     """The `score(images, lr, hr, scale)` of a user's Python file (`rewards/python_file.py`)."""
 
