@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from rewards.iqa.catalog import check_options, metric_facts
+from rewards.iqa.catalog import check_options, has_map, metric_facts
 from rewards.iqa.weights import OWN_FILE, weight_files
 from rewards.user_file import check_user_file
 from rl.config.base import InputPath
@@ -50,7 +50,7 @@ class PyiqaSection(DeviceSection, RewardSection):
 
     @property
     def has_map(self) -> bool:
-        return metric_facts(self.metric_name).has_map
+        return has_map(metric_facts(self.metric_name), self.options)
 
     def absolute(self, root: Path) -> Self:
         joined = super().absolute(root)
