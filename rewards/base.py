@@ -64,19 +64,18 @@ class LocalScores:
         """`[G, rows, columns]` local scores of images of `size` pixels.
 
         Raises:
-            RewardError: a layer has the wrong shape, or a local score is not finite.
+            RewardError: a layer has the wrong shape, or a value or a local score is not finite.
         """
         for layer in self.layers:
             if layer.values.ndim != 3 or len(layer.values) != len(self.scores) or not layer.values.size:
                 raise RewardError(
                     reward, f"expected a map [h, w] per image, {len(self.scores)} in all, got {layer.values.shape}"
                 )
+            _check_finite(reward, layer.values, "values")  # pooling would spread one over whole rows of cells
         local = self.finish(
             sum((pooled(layer.values, size, cell_px, layer.inset) for layer in self.layers), np.zeros(()))
         )
-        bad = int((~np.isfinite(local)).sum())
-        if bad:
-            raise RewardError(reward, f"{bad} of {local.size} local scores of its map are not finite")
+        _check_finite(reward, local, "local scores")
         return local
 
 
@@ -174,6 +173,12 @@ def checked_scores(reward: str, raw: ArrayLike, count: int) -> F64:
         values = ", ".join(f"member {k}: {scores[k]}" for k in bad[:4])
         raise RewardError(reward, f"{bad.size} of {count} scores are not finite ({values})")
     return scores
+
+
+def _check_finite(reward: str, values: NDArray[np.floating], what: str) -> None:
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise RewardError(reward, f"{bad} of {values.size} {what} of its map are not finite")
 
 
 Answer = TypeVar("Answer")

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from rewards.iqa.catalog import check_options, metric_facts
+from rewards.iqa.catalog import check_options, has_map, metric_facts
 from rewards.iqa.weights import OWN_FILE, weight_files
 from rewards.user_file import check_user_file
 from rl.config.base import InputPath
@@ -50,7 +50,7 @@ class PyiqaSection(DeviceSection, RewardSection):
 
     @property
     def has_map(self) -> bool:
-        return metric_facts(self.metric_name).has_map
+        return has_map(metric_facts(self.metric_name), self.options)
 
     def absolute(self, root: Path) -> Self:
         joined = super().absolute(root)
@@ -97,6 +97,36 @@ class LrConsistencySection(DeviceSection, RewardSection):
     @property
     def has_map(self) -> bool:
         return True
+
+
+class LocalStatisticSection(RewardSection):
+    """What `sharpness` and `noise` share."""
+
+    @property
+    def has_map(self) -> bool:
+        return True
+
+    def check(self, *, has_hr: bool, sr_side: int | None) -> None:
+        if sr_side is not None and sr_side < 3:
+            raise ValueError(f"its mask needs sides of at least 3 pixels, got {sr_side}; use larger images")
+
+
+class SharpnessSection(LocalStatisticSection):
+    """Root mean square of the Sobel gradient, in grey levels per pixel (`rewards/local_statistics.py`); noise raises it
+    too."""
+
+    builder: ClassVar[str] = "rewards.local_statistics:Sharpness"
+
+    type: Literal["sharpness"] = "sharpness"
+
+
+class NoiseSection(LocalStatisticSection):
+    """Minus the estimated standard deviation of noise, in grey levels (`rewards/local_statistics.py`); fine texture
+    counts as noise."""
+
+    builder: ClassVar[str] = "rewards.local_statistics:Noise"
+
+    type: Literal["noise"] = "noise"
 
 
 class PythonRewardSection(RewardSection):

@@ -49,7 +49,7 @@ _LOWER_BETTER_UNFLAGGED = frozenset({"dmm"})
 _ONE_BY_ONE = frozenset({"AFINE", "QAlign", "Compare2Score", "LIQE"})
 
 
-MAPPED = frozenset({"PSNR", "SSIM", "GMSD", "LPIPS"})
+MAPPED = frozenset({"FSIM", "GMSD", "LPIPS", "PSNR", "SSIM", "STLPIPS", "VSI"})
 """pyiqa's classes with maps in `rewards/iqa/maps.py`."""
 
 _FURTHER: Mapping[str, tuple[str, ...] | None] = {
@@ -81,8 +81,6 @@ class MetricFacts:
     """Both sides must be multiples of this."""
     min_side: int
     why_min_side: str
-    has_map: bool
-    """`rewards/iqa/maps.py` says where its score comes from."""
 
 
 def metric_facts(name: str) -> MetricFacts:
@@ -118,9 +116,16 @@ def metric_facts(name: str) -> MetricFacts:
         side_multiple=32 if kind == "AFINE" else 1,
         min_side=min_side,
         why_min_side=why,
-        # LPIPS+ weighs places by what it sees there, so its score is no mean over places
-        has_map=kind in MAPPED and options.get("semantic_weight_layer", -1) < 0,
     )
+
+
+def has_map(facts: MetricFacts, options: Mapping[str, Any]) -> bool:
+    """Whether `rewards/iqa/maps.py` says where the score comes from.
+
+    It does not for LPIPS+, whose weights of places come from features, and for LPIPS without its layer weights.
+    """
+    values = {**facts.defaults, **options}
+    return facts.kind in MAPPED and values.get("semantic_weight_layer", -1) < 0 and bool(values.get("lpips", True))
 
 
 def check_options(facts: MetricFacts, options: Mapping[str, Any]) -> None:

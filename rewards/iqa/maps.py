@@ -3,11 +3,15 @@
     PSNR     squared error                    -> 10 log10( range^2 / (mean + eps) )
     SSIM     structural similarity            -> mean
     GMSD     gradient magnitude similarity    -> mean; the score itself is minus the standard deviation
+    FSIM     1 - (1 - S) w / mean(w), S similarity and w phase congruency    -> mean, which is sum(S w) / sum(w)
+    VSI      the same, w visual saliency                                     -> mean
     LPIPS    distance of each feature layer   -> minus the sum of the layers' means
+    STLPIPS  the same                         -> the same
 
-The steps are pyiqa's own functions where it has them, so a score is the one that the metric gives; GMSD's map, which
-pyiqa keeps inside a function, is written out. Left out: metrics that are no mean over places (MS-SSIM's product,
-DISTS), and patch scores of learned ones.
+The steps are pyiqa's own functions where it has them, so a score is the one that the metric gives; the last steps of
+GMSD, FSIM and VSI, which pyiqa keeps inside a function, are written out. Where a metric halves large images, or crops
+them, the map covers what the metric saw up to one of its samples. Left out: metrics that are no mean over places
+(MS-SSIM's product, DISTS), and patch scores of learned ones.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from rl.types import F64
 
@@ -58,7 +62,7 @@ def _ssim(net: Any, x: Tensor, y: Tensor) -> Mapped:
         preprocess_rgb(_cropped(image, net.crop_border), net.test_y_channel, net.data_range, net.color_space).double()
         for image in (x, y)
     )
-    factor = max(1, round(min(x.shape[-2:]) / 256)) if net.downsample else 1
+    factor = _reduction(x) if net.downsample else 1
     found = ssim(x, y, data_range=net.data_range, downsample=net.downsample, get_ssim_map=True)
     return Mapped(found.mean([1, 2, 3]), (found.mean(dim=1),), net.crop_border + 5 * factor, _mean)
 
@@ -84,6 +88,51 @@ def _gmsd(net: Any, x: Tensor, y: Tensor) -> Mapped:
     return Mapped(scores, (similarity.mean(dim=1),), 0.0, _mean)
 
 
+def _fsim(net: Any, x: Tensor, y: Tensor) -> Mapped:
+    """S = G P (I Q)^0.03, similarities of gradient, phase congruency and, if `chromatic`, YIQ's colours; w the larger
+    phase congruency. From 384 pixels on, of images halved (divided by 3, 4, ...)."""
+    from pyiqa.archs.fsim_arch import _phase_congruency, gradient_map, rgb2yiq, similarity_map
+
+    options = dict(net.fsim.keywords)
+    chromatic = options.pop("chromatic")
+    x, y = (rgb2yiq(avg_pool2d(image * 255, _reduction(image))) for image in (x, y))
+    congruency = [_phase_congruency(image[:, :1], **options) for image in (x, y)]
+    gradients = [gradient_map(image[:, :1], _scharr()) for image in (x, y)]
+    weight = torch.maximum(*congruency)
+    weighted = similarity_map(*gradients, 160) * similarity_map(*congruency, 0.85) * weight
+    if chromatic:
+        i, q = (similarity_map(x[:, k : k + 1], y[:, k : k + 1], 200) for k in (1, 2))
+        weighted = weighted * (i * q).abs() ** 0.03
+    return _weighted_mean(weighted, weight)
+
+
+def _vsi(net: Any, x: Tensor, y: Tensor) -> Mapped:
+    """S = V G^alpha Re (M N)^beta, similarities of saliency, gradient and LMN's colours; w the larger saliency. From
+    384 pixels on, of images halved (divided by 3, 4, ...), their samples beginning half a sample outside the image."""
+    from pyiqa.archs.vsi_arch import gradient_map, rgb2lmn, sdsp, similarity_map
+
+    options = net.vsi.keywords
+    factor = _reduction(x)
+    margin = [factor // 2, (factor - 1) // 2] * 2
+
+    def reduced(image: Tensor) -> Tensor:
+        return avg_pool2d(pad(image, margin, mode="replicate"), factor)
+
+    x, y = (image.double() * 255 / net.data_range for image in (x, y))
+    saliency = [
+        reduced(sdsp(image, **{key: options[key] for key in ("omega_0", "sigma_f", "sigma_d", "sigma_c")}))
+        for image in (x, y)
+    ]
+    x, y = (reduced(rgb2lmn(image)) for image in (x, y))
+    gradient = similarity_map(*(gradient_map(image[:, :1], _scharr()) for image in (x, y)), options["c2"])
+    m, n = (similarity_map(x[:, k : k + 1], y[:, k : k + 1], options["c3"]) for k in (1, 2))
+    colour = (m * n).abs() ** options["beta"] * torch.cos(options["beta"] * (m * n).angle())
+    weight = torch.maximum(*saliency)
+    weighted = similarity_map(*saliency, options["c1"]) * gradient ** options["alpha"] * colour * weight
+    # no place of an image in one colour is salient: eps / eps makes its score 1
+    return _weighted_mean(weighted, weight, torch.finfo(weight.dtype).eps)
+
+
 def _lpips(net: Any, x: Tensor, y: Tensor) -> Mapped:
     """A layer's samples are taken to tile the image evenly, whatever its padding."""
     layers: list[Tensor] = []
@@ -100,10 +149,35 @@ MAPS: Mapping[str, Callable[[Any, Tensor, Tensor], Mapped]] = {
     "PSNR": _psnr,
     "SSIM": _ssim,
     "GMSD": _gmsd,
+    "FSIM": _fsim,
+    "VSI": _vsi,
     "LPIPS": _lpips,
+    "STLPIPS": _lpips,
 }
 """pyiqa's class -> its scores and maps of `[B, 3, H, W]` images and references in [0, 1]; the keys are
 `rewards.iqa.catalog.MAPPED`."""
+
+
+def _weighted_mean(weighted: Tensor, weight: Tensor, eps: float = 0.0) -> Mapped:
+    """From S w and w `[B, 1, h, w]`: the scores (sum(S w) + eps) / (sum(w) + eps), and the map 1 - (1 - S) w / mean(w).
+
+    S w / mean(w) has the same mean, but grows with w: a defect that draws attention to its place would be rewarded.
+    """
+    scores = (weighted.sum(dim=(1, 2, 3)) + eps) / (weight.sum(dim=(1, 2, 3)) + eps)
+    mean = weight.mean(dim=(1, 2, 3), keepdim=True) + eps / weight[0].numel()
+    return Mapped(scores, ((1 - (weight - weighted) / mean)[:, 0],), 0.0, _mean)
+
+
+def _reduction(image: Tensor) -> int:
+    """By how much SSIM, FSIM and VSI reduce an image: to a shorter side of about 256."""
+    return max(1, round(min(image.shape[-2:]) / 256))
+
+
+def _scharr() -> Tensor:
+    from pyiqa.archs.func_util import scharr_filter
+
+    across = scharr_filter()
+    return torch.stack([across, across.transpose(1, 2)])
 
 
 def _mean(means: F64) -> F64:

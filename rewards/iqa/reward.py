@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Layer, LocalScores, RewardError, RewardInput, checked_scores, naming
-from rewards.iqa.catalog import MetricFacts, metric_facts
+from rewards.iqa.catalog import MetricFacts, has_map, metric_facts
 from rewards.iqa.maps import MAPS
 from rewards.pixels import unit_batch, unit_references
 from rewards.sections import PyiqaSection
@@ -41,7 +41,7 @@ class IqaReward:
         self.name = section.name
         self.needs_hr = facts.full_reference
         self.one_by_one = facts.one_by_one
-        self._kind, self._has_map = facts.kind, facts.has_map
+        self._kind, self._has_map = facts.kind, has_map(facts, section.options)
         self._batch_verified = False
         self._sign = -1.0 if facts.lower_better else 1.0
         self._device = torch.device(section.device)
@@ -72,7 +72,9 @@ class IqaReward:
         with naming(self.name, "scoring"), torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             x = unit_batch([group.images for group in groups], self._device)
             y = unit_references(self._references(groups), counts, self._device)
-            found = MAPS[self._kind](self._metric.net, x, y)
+            # as pyiqa calls its network: another algorithm of cuDNN would change the score
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+                found = MAPS[self._kind](self._metric.net, x, y)
             scores = _split(self.name, self._sign * _float64(found.scores), counts)
             layers = [[*torch.split(layer, counts)] for layer in found.layers]
         return [

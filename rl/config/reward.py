@@ -75,6 +75,8 @@ class RewardSection(ServerSection):
 REWARDS: dict[str, str] = {
     "pyiqa": "rewards.sections:PyiqaSection",
     "lr_consistency": "rewards.sections:LrConsistencySection",
+    "sharpness": "rewards.sections:SharpnessSection",
+    "noise": "rewards.sections:NoiseSection",
     "python": "rewards.sections:PythonRewardSection",
 }
 REWARD_UNION = OpenUnion(REWARDS, base=RewardSection)

@@ -10,7 +10,8 @@ import pytest
 
 from rewards import check_reward
 from rewards.iqa.catalog import MIN_SIDE, NOT_PER_IMAGE, metric_facts
-from rewards.sections import LrConsistencySection, PyiqaSection, PythonRewardSection
+from rewards.sections import LrConsistencySection, NoiseSection, PyiqaSection, PythonRewardSection, SharpnessSection
+from rl.config.reward import RewardSection
 
 
 def check(metric: str = "psnr", has_hr: bool = True, sr_side: int | None = 256, **fields: Any) -> None:
@@ -44,6 +45,14 @@ def check(metric: str = "psnr", has_hr: bool = True, sr_side: int | None = 256, 
 def test_refusals(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check(**arguments)
+
+
+@pytest.mark.parametrize("section", [SharpnessSection(name="r"), NoiseSection(name="r")])
+def test_a_mask_needs_three_pixels(section: RewardSection) -> None:
+    with pytest.raises(ValueError, match="reward 'r': its mask needs sides of at least 3 pixels, got 2"):
+        check_reward(section, has_hr=False, sr_side=2)
+    for side in (3, None):
+        check_reward(section, has_hr=False, sr_side=side)
 
 
 def test_what_works_passes() -> None:

@@ -1,10 +1,10 @@
-"""`lr_consistency`: its cap, its order, and its failures."""
+"""`lr_consistency`: its cap, its order, its map, and its failures."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rewards.base import RewardError
+from rewards.base import RewardError, RewardInput
 from rewards.lr_consistency import LrConsistency
 from rewards.sections import LrConsistencySection
 from rl.types import U8
@@ -50,3 +50,29 @@ def test_agrees_with_pillow_up_to_its_rounding(photo: U8) -> None:
 def test_wrong_sizes_are_refused(photo: U8) -> None:
     with pytest.raises(RewardError, match=r"need lr \(3, 16, 16\), got \(3, 8, 8\)"):
         make().score(photo[None, :, :64, :64], photo[:, :8, :8], None, 4)
+
+
+def test_a_cell_holds_the_psnr_of_its_lr_pixels(photo: U8) -> None:
+    """An image of one grey level, smaller by scale 4: 16 pixels are 4 x 4 of LR. The last cells have fewer."""
+    lr = photo[:, 100:110, 200:207]
+    images = np.stack([np.full((3, 40, 28), level, np.uint8) for level in (90, 160)])
+    (found,) = make().score_locally([RewardInput(images, lr, None, 4)])
+    cells = found.in_cells("lr", (40, 28), 16)
+    assert cells.shape == (2, 3, 2)
+    for member, level in enumerate((90, 160)):
+        for row in range(3):
+            for column in range(2):
+                block = lr[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+                psnr = -10 * np.log10(((block / 255 - level / 255) ** 2).mean())
+                assert cells[member, row, column] == pytest.approx(psnr, abs=1e-4)
+
+
+def test_one_cell_is_the_score_and_a_perfect_cell_the_cap(photo: U8) -> None:
+    lr = np.full((3, 12, 8), 77, np.uint8)
+    lr[:, 4:] = photo[:, 104:112, 200:208]
+    images = np.full((1, 3, 48, 32), 77, np.uint8)
+    (found,) = make(cap_db=45).score_locally([RewardInput(images, lr, None, 4)])
+    np.testing.assert_array_equal(found.scores, make(cap_db=45).score(images, lr, None, 4))
+    np.testing.assert_allclose(found.in_cells("lr", (48, 32), 48).ravel(), found.scores, rtol=1e-12)
+    cells = found.in_cells("lr", (48, 32), 16)[0]
+    assert cells[0].tolist() == pytest.approx([45, 45]) and cells[1:].max() < 25

@@ -1,4 +1,4 @@
-"""A user's file as a reward: what it gets, and how its mistakes read."""
+"""A user's file as a reward: what it gets, what it may say about places, and how its mistakes read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rewards import RewardError, build_reward
+from rewards.base import LocalScores
 from rewards.sections import PythonRewardSection
 
 Make = Callable[..., Any]
@@ -70,3 +71,50 @@ def test_the_failing_group_is_named(user: Make, group: Make) -> None:
     with pytest.raises(RewardError) as caught:
         reward.score_groups([group(32, 2), group(32, 3)])
     assert caught.value.groups == (1,)
+
+
+MAPS = """
+def score(images, lr, hr, scale):
+    light = images.mean(axis=1)
+    return light.max(axis=(1, 2)), {maps}
+"""
+
+
+def test_scores_with_maps_of_any_resolution(user: Make, group: Make) -> None:
+    """The scores are what the file returns, whatever its maps say; a cell has the mean of its part of the map."""
+    one = group(32, 2)
+    light = one.images.mean(axis=1)
+    for maps, cells in (("light", light), ("light[:, ::2, ::4]", light[:, ::2, ::4].repeat(2, 1).repeat(4, 2))):
+        reward = user(MAPS.format(maps=maps))
+        (found,) = reward.score_locally([one])
+        assert isinstance(found, LocalScores)
+        np.testing.assert_array_equal(found.scores, light.max(axis=(1, 2)))
+        np.testing.assert_array_equal(reward.score_groups([one])[0], found.scores)
+        means = cells.reshape(2, 2, 16, 2, 16).mean(axis=(2, 4))
+        np.testing.assert_allclose(found.in_cells("mine", (32, 32), 16), means)
+
+
+def test_a_pair_of_scores_is_no_map(user: Make, group: Make) -> None:
+    reward = user("def score(images, lr, hr, scale): return 0.25, 0.75\n")
+    (found,) = reward.score_locally([group(32, 2)])
+    assert isinstance(found, np.ndarray) and found.tolist() == [0.25, 0.75]
+
+
+@pytest.mark.parametrize(
+    "maps, message",
+    [
+        ("light[0]", r"expected a map \[h, w\] per image, 3 in all, got \(32, 32\)"),
+        ("light[:2]", r"3 in all, got \(2, 32, 32\)"),
+        ("images", r"3 in all, got \(3, 3, 32, 32\)"),
+        ("light[:, :0]", r"3 in all, got \(3, 0, 32\)"),
+        ("None", r"3 in all, got \(\)"),
+        ("[*light[:2], light[2] * float('nan')]", r"\b1024 of 3072 values of its map are not finite"),
+        ("light * float('inf')", r"\b3072 of 3072 values of its map are not finite"),
+        ("'no map'", "could not convert string to float"),
+    ],
+)
+def test_a_wrong_map_is_an_error_never_a_number(user: Make, group: Make, maps: str, message: str) -> None:
+    one = group(32, 3)
+    reward = user(MAPS.format(maps=maps))
+    with pytest.raises(RewardError, match=f"reward 'mine': .*{message}"):
+        reward.score_locally([one])[0].in_cells("mine", one.size, 16)

@@ -10,7 +10,13 @@ import pytest
 from pydantic import ValidationError
 
 from rewards import build_reward, check_reward
-from rewards.sections import LrConsistencySection, PyiqaSection, PythonRewardSection
+from rewards.sections import (
+    LrConsistencySection,
+    NoiseSection,
+    PyiqaSection,
+    PythonRewardSection,
+    SharpnessSection,
+)
 from rewards.taggers.sections import ClipTaggerSection, PythonTaggerSection
 from rl.config.base import Section
 from rl.config.open_union import OpenUnion, load
@@ -41,10 +47,12 @@ def test_a_type_chooses_its_section_and_a_dump_reads_back() -> None:
         {"name": "psnr", "type": "pyiqa", "metric": "psnr_y", "device": "cuda", "gpus": 0.5},
         {"name": "lr", "type": "lr_consistency", "cap_db": 40},
         {"name": "mine", "type": "python", "file": "mine.py", "gpus": 1},
+        {"name": "sharp", "type": "sharpness", "map": False},
+        {"name": "noise", "type": "noise"},
     ]
     tagger = {"type": "clip", "path": "clip", "tags": "tags.txt"}
     made = Recipe.model_validate({"rewards": raw, "tagger": tagger})
-    kinds = [PyiqaSection, PyiqaSection, LrConsistencySection, PythonRewardSection]
+    kinds = [PyiqaSection, PyiqaSection, LrConsistencySection, PythonRewardSection, SharpnessSection, NoiseSection]
     assert [type(reward) for reward in made.rewards] == kinds
     assert type(made.tagger) is ClipTaggerSection
     assert Recipe.model_validate(made.model_dump(mode="json")) == made
@@ -60,6 +68,9 @@ def test_a_type_chooses_its_section_and_a_dump_reads_back() -> None:
         ("lr_consistency", {}, {"metric": "psnr"}),
         ("lr_consistency", {}, {"options": {"cap_db": 40}}),
         ("lr_consistency", {}, {"file": "x.py"}),
+        ("sharpness", {}, {"cap_db": 40}),
+        ("sharpness", {}, {"device": "cpu"}),
+        ("noise", {}, {"options": {}}),
         ("python", {"file": "x.py"}, {"metric": "psnr"}),
         ("python", {"file": "x.py"}, {"options": {"a": 1}}),
         ("python", {"file": "x.py"}, {"device": "cpu"}),
@@ -99,7 +110,7 @@ def test_a_tagger_refuses_keys_that_its_type_does_not_read(accepted: dict[str, A
 @pytest.mark.parametrize(
     "raw, message",
     [
-        ({"name": "r", "type": "pyiqua"}, "pyiqa, lr_consistency, python, or package.module:Class, got 'pyiqua'"),
+        ({"name": "r", "type": "pyiqua"}, "lr_consistency, sharpness, noise, python, or package.*:Class, got 'pyiqua'"),
         ({"name": "r"}, "got None"),
         ({"name": "r", "type": "nowhere.at_all:Mine"}, "'nowhere.at_all:Mine': No module named 'nowhere'"),
         ({"name": "r", "type": "rewards.sections:Mine"}, "has no attribute 'Mine'"),
@@ -185,7 +196,7 @@ def test_sections_are_read_without_torch() -> None:
     code = (
         "import sys; from pydantic import TypeAdapter; from rl.config.reward import AnyReward\n"
         "adapter = TypeAdapter(AnyReward)\n"
-        "for kind in ('pyiqa', 'lr_consistency'): adapter.validate_python({'name': 'r', 'type': kind})\n"
+        "for kind in ('pyiqa', 'lr_consistency', 'noise'): adapter.validate_python({'name': 'r', 'type': kind})\n"
         "print([m for m in ('torch', 'pyiqa', 'ray', 'deepspeed') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""RewardServer: order, batching by size, and failures that never become numbers."""
+"""RewardServer: order, batching by size, maps, and failures that never become numbers."""
 
 import pickle
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rewards import RewardError
-from rewards.sections import LrConsistencySection, PyiqaSection, PythonRewardSection
+from rewards.sections import LrConsistencySection, NoiseSection, PyiqaSection, PythonRewardSection
 from rewards.server import RewardServer
 from rl.types import RolloutGroup, SRTask
 
@@ -81,3 +81,61 @@ def test_groups_that_do_not_fit_their_task_are_refused(pair: Make) -> None:
     with pytest.raises(ValueError):
         server.score([task], [])
     assert server.score([], []) == []
+
+
+@pytest.mark.parametrize("cell_px, grid", [(16, (2, 3)), (32, (1, 2)), (64, (1, 1)), (5, (5, 8))])
+def test_a_map_has_a_cell_for_every_part_of_the_image(pair: Make, cell_px: int, grid: tuple[int, int]) -> None:
+    """24 x 40 pixels: cells at the edges may be smaller."""
+    task, group = pair(3, 40)
+    assert task.hr is not None
+    task = replace(task, hr=task.hr[:, :24], lr=task.lr[:, :6])
+    group = replace(group, images=group.images[:, :, :24])
+    for config in (LrConsistencySection(name="c"), PyiqaSection(name="q", metric="ssim"), NoiseSection(name="n")):
+        (column,) = score(RewardServer(config, cell_px=cell_px), [(task, group)])
+        (plain,) = score(RewardServer(config), [(task, group)])
+        np.testing.assert_array_equal(column.scores, plain.scores)
+        assert column.map.shape == (3, *grid) and plain.map is None
+        if grid == (1, 1):
+            np.testing.assert_allclose(column.map.values().ravel(), column.scores, rtol=1e-3)
+
+
+def test_maps_belong_to_their_groups(pair: Make) -> None:
+    """Whatever the batches: cells of 16 pixels against the squared error of each."""
+    pairs = [pair(0, 32), pair(1, 48), pair(2, 32, 2), pair(3, 48)]
+    server = RewardServer(PyiqaSection(name="q", metric="psnr", batch_groups=2), cell_px=16)
+    for column, (task, group) in zip(score(server, pairs), pairs, strict=True):
+        assert task.hr is not None
+        squared = ((group.images / 255.0 - task.hr / 255.0) ** 2).mean(axis=1)
+        members, side = len(squared), squared.shape[1] // 16
+        mse = squared.reshape(members, side, 16, side, 16).mean(axis=(2, 4))
+        np.testing.assert_allclose(column.map.values(), -10 * np.log10(mse), atol=0.01)
+
+
+def test_no_map_where_the_section_or_the_reward_has_none(pair: Make, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def score(images, lr, hr, scale): return images.mean(axis=(1, 2, 3))")
+    for config in (
+        LrConsistencySection(name="c", map=False),
+        PyiqaSection(name="q", metric="nlpd"),
+        PythonRewardSection(name="mine", file=str(path)),
+    ):
+        (column,) = score(RewardServer(config, cell_px=16), [pair(0)])
+        (plain,) = score(RewardServer(config), [pair(0)])
+        assert column.map is None
+        np.testing.assert_array_equal(column.scores, plain.scores)
+
+
+def test_a_failed_map_names_its_group_and_is_ignored_where_nobody_asked(pair: Make, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def score(images, lr, hr, scale):\n"
+        "    maps = images.mean(axis=1)\n"
+        "    if len(images) == 2: maps[1, 5, 5] = float('nan')\n"
+        "    return images.mean(axis=(1, 2, 3)), maps\n"
+    )
+    config = PythonRewardSection(name="mine", file=str(path), batch_groups=4)
+    pairs = [pair(5), pair(7, 32, 2), pair(9)]
+    with pytest.raises(RewardError, match=r"'mine' \(groups \[7\]\): 1 of 2048 values .* not finite") as caught:
+        score(RewardServer(config, cell_px=16), pairs)
+    assert caught.value.ordinals == (7,) and caught.value.groups == (1,)
+    assert [column.map for column in score(RewardServer(config), pairs)] == [None] * 3
