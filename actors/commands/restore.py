@@ -53,7 +53,10 @@ BestOf = Annotated[
 ]
 Rewards = Annotated[
     list[str] | None,
-    typer.Option("--reward", help="What picks the best: a pyiqa metric, lr_consistency, or a Python file; repeatable."),
+    typer.Option(
+        "--reward",
+        help="What picks the best: a pyiqa metric, lr_consistency, sharpness, noise, or a Python file; repeatable.",
+    ),
 ]
 
 

@@ -59,8 +59,8 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
             "advantage.spatial=map",
             "rewards=[{name: piqe, type: pyiqa}, {name: lr_consistency, type: lr_consistency, map: false}]",
         ],
-        "advantage.spatial map needs a reward with a map (lr_consistency, gmsd, ssim_y, psnr_y, lpips), got ['piqe', "
-        "'lr_consistency'] without; add one, or write advantage.spatial=off",
+        "advantage.spatial map needs a reward with a map (lr_consistency, sharpness, psnr_y, ssim_y, gmsd, lpips), got "
+        "['piqe', 'lr_consistency'] without; add one, or write advantage.spatial=off",
     ),
     "no timestep": (
         ["rollout.sampler.steps=2", "objective.timestep_fraction=0.4"],

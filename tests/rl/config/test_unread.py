@@ -126,6 +126,14 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
         }.items()
         for key, value in {"pool": 2, "local_weight": 0.5}.items()
     },
+    "sharpness device": (
+        ("rewards.0={name: a, type: sharpness, device: cpu}",),
+        "rewards.0.device: unknown key for rewards type 'sharpness'; read by pyiqa, lr_consistency",
+    ),
+    "noise cap_db": (
+        ("rewards.0={name: a, type: noise, cap_db: 40}",),
+        "rewards.0.cap_db: unknown key for rewards type 'noise'; read by lr_consistency",
+    ),
     "rewards map": (("rewards.0.map=false",), "rewards ['a']: map is read only with advantage.spatial: map; remove it"),
     "nft normaliser": (
         ("objective.normaliser=cell",), "objective.normaliser is read only with advantage.spatial: map; remove it",
