@@ -123,9 +123,10 @@ class RunConfig(TrainingSection):
             if unread:
                 raise ValueError(f"rewards {unread}: map is read only with advantage.spatial: map; remove it")
         elif all(reward.has_map is False or not reward.map for reward in self.rewards):
+            names = [reward.name for reward in self.rewards]
             raise ValueError(
                 "advantage.spatial map needs a reward with a map (lr_consistency, sharpness, psnr_y, ssim_y, gmsd, "
-                f"lpips), got {[reward.name for reward in self.rewards]} without; add one, or write advantage.spatial=off"
+                f"lpips), got {names} without; add one, or write advantage.spatial=off"
             )
         elif not hasattr(self.policy, "cell_px"):
             raise ValueError(
