@@ -46,7 +46,8 @@ class Cells:
         """`[B, C, h, w]` -> `[B]` or `[B, rows, columns]`."""
         if self.pool is None or not self.grid(x):
             return x.flatten(1).mean(1, dtype=dtype)
-        return avg_pool2d(x.mean(dim=1, dtype=dtype), self.pool, ceil_mode=True)
+        means = x.mean(dim=1, dtype=dtype)
+        return means if self.pool == 1 else avg_pool2d(means, self.pool, ceil_mode=True)
 
     def shares(self, latents: Tensor) -> Tensor | None:
         """`[rows, columns]` in the dtype of the latents, each cell's share of the positions, which sum to 1; None for
