@@ -3,6 +3,7 @@
 Left out: maps of one cell, which say no more than the scores, and the local scores as numbers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from rl.evaluation.sheets import BEST, WORST, Cell, ContactRow, write_contact_sheet
 from rl.spatial import grid, over_cells
-from rl.types import F64, U8, RewardTable, RolloutGroup, SRTask
+from rl.types import F64, U8, RewardMap, RewardTable, RolloutGroup, SRTask
 
 _MAPS = "_maps"
 _ENDS = 3
@@ -82,7 +83,7 @@ def write_maps_sheet(
 def heats(table: RewardTable, advantages: F64) -> tuple[Heat, ...]:
     """Each reward's local score minus the group's mean in the cell, then the advantages `[G, h, w]`."""
     columns = []
-    for k, (name, reward_map) in enumerate(zip(table.names, table.maps, strict=True)):
+    for k, (name, reward_map) in enumerate(_named(table)):
         if reward_map is not None:
             local, scores = reward_map.values(), table.scores[:, k]
             captions = tuple(
@@ -117,11 +118,16 @@ def heated(image: U8, values: F64, end: float, cell_px: int) -> U8:
     return mixed
 
 
+def _named(table: RewardTable) -> Iterator[tuple[str, RewardMap | None]]:
+    """Rewards with their maps; a group may have none in a run with maps."""
+    return zip(table.names, table.maps or (None,) * len(table.names), strict=True)
+
+
 def _heading(task: SRTask, group: RolloutGroup, table: RewardTable) -> tuple[str, ...]:
     """Short lines: a sheet of one reward has room for about 80 letters."""
     members = len(group.member_seeds)
     shown = f"the best {_ENDS} and the worst {_ENDS} of {members}" if members > 2 * _ENDS else f"all {members}"
-    everywhere = [name for name, one in zip(table.names, table.maps, strict=True) if one is None]
+    everywhere = [name for name, one in _named(table) if one is None]
     return (
         f"ordinal {task.ordinal}   {task.lr_id}   x{task.scale}",
         f"policy version {group.policy_version}   {shown} members by mean advantage",

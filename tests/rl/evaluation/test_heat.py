@@ -112,6 +112,12 @@ def test_a_reward_without_a_map_takes_a_line_and_no_column(tmp_path: Path) -> No
     assert sizes[1] == (sizes[0][0], sizes[0][1] + 25)
 
 
+def test_a_group_without_maps_in_a_run_with_maps_shows_its_advantages_alone() -> None:
+    _, _, table, advantages = example(4)
+    bare = RewardTable(7, table.names, table.scores, table.seconds)
+    assert [heat.name for heat in heats(bare, advantages)] == ["advantage"]
+
+
 def test_no_advantages_per_cell_no_file(tmp_path: Path) -> None:
     task, group, table, advantages = example(3)
     assert write_maps_sheet(tmp_path / "s.png", task, group, table, advantages[:, 0, 0], CELL_PX) is None
