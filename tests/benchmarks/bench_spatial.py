@@ -1,6 +1,6 @@
 """What advantages per cell change for NFT: learning, what was never trained on, and diversity.
 
-    uv run python tests/benchmarks/bench_spatial.py run OUT [--arms global pool1 ...] [--seeds 0 1 2] [--steps 48]
+    uv run python tests/benchmarks/bench_spatial.py run OUT [--arms global pool1 ...] [--seeds 0 1 2] [--steps 48] [--at 4 8]
     uv run python tests/benchmarks/bench_spatial.py table OUT
 
 The quickstart's recipe in one process (`lagged_loop.py`), judged by the EMA on crops of ten photographs that nothing
@@ -135,7 +135,7 @@ def _train(options: argparse.Namespace) -> None:
             if file.is_file():
                 continue
             config = recipe(seed, steps, crops, *ARMS[arm], *(SMALL if options.smoke else ()))
-            run(config, file, sorted({max(1, steps // 3), steps}), samples)
+            run(config, file, sorted({max(1, steps // 3), steps, *options.at}), samples)
             print(f"{arm} seed {seed}: done", flush=True)
 
 
@@ -247,6 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--at", type=int, nargs="*", default=[], help="also judged after these steps")
     parser.add_argument("--smoke", action="store_true", help="one small step of two arms, two crops, then the table")
     options = parser.parse_args(argv)
     if options.smoke:
