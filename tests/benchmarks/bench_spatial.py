@@ -1,6 +1,7 @@
 """What advantages per cell change for NFT: learning, what was never trained on, and diversity.
 
-    uv run python tests/benchmarks/bench_spatial.py run OUT [--arms global pool1 ...] [--seeds 0 1 2] [--steps 48] [--at 4 8]
+    uv run python tests/benchmarks/bench_spatial.py run OUT [--arms global pool1 ...] [--seeds 0 1 2] [--steps 48]
+        [--at 4 8]
     uv run python tests/benchmarks/bench_spatial.py table OUT
 
 The quickstart's recipe in one process (`lagged_loop.py`), judged by the EMA on crops of ten photographs that nothing
