@@ -59,6 +59,7 @@ def recipe(seed: int, lag: int, anchor: str, steps: int, crops: int, *more: str)
             f"train.max_policy_lag={lag}",
             f"train.steps={steps}",
             f"objective.anchor={anchor}",
+            "advantage.spatial=off",
             "learner.ranks=1",
             "learner.threads=1",
             f"eval.crops={crops}",

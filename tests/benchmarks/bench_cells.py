@@ -36,7 +36,7 @@ SMALL = ("train.groups_per_step=1", "rollout.group_size=2", "learner.updates_per
 
 
 def recipe(kind: str, *more: str) -> RunConfig:
-    fixed = ["train={groups_per_step: 2, max_policy_lag: 0}", "learner.ranks=1", "eval=null"]
+    fixed = ["train={groups_per_step: 2, max_policy_lag: 0}", "learner.ranks=1", "eval=null", "advantage.spatial=off"]
     return load_config(ROOT / "configs" / "quickstart.yaml", [*fixed, *CASES[kind], *more])
 
 

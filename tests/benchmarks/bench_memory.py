@@ -112,7 +112,7 @@ def one(kind: str, *, copies: bool, small: bool = False) -> tuple[float, float]:
     config = load_config(
         ROOT / "configs" / "quickstart.yaml",
         ["train={groups_per_step: 1, max_policy_lag: 0}", "learner={ranks: 1}", "rollout.group_size=6",
-         *case.overrides],
+         "advantage.spatial=off", *case.overrides],
     )  # fmt: skip
     policy = build(config, small=small)
     trainer = BareTrainer(config, policy)

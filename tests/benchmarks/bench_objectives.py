@@ -69,8 +69,8 @@ def one(kind: str, rounds: int, changes: Sequence[str] = ()) -> dict[str, list[f
             where = [f"policy={{type: naosd, path: {folder}, lora: {{rank: 4, alpha: 8}}}}"]
         config = load_config(
             ROOT / "configs" / "quickstart.yaml",
-            ["train={groups_per_step: 2, max_policy_lag: 0}", "learner={ranks: 1, updates_per_batch: 2}", *where,
-             *CASES[kind], *changes],
+            ["train={groups_per_step: 2, max_policy_lag: 0}", "learner={ranks: 1, updates_per_batch: 2}",
+             "advantage.spatial=off", *where, *CASES[kind], *changes],
         )  # fmt: skip
         learner, worker, bare = Learner(config), RolloutWorker(config), BareTrainer(config)
     source, rng = TaskSource(config.data, 0), np.random.default_rng(0)

@@ -32,7 +32,7 @@ from rl.types import F64, SRTask
 
 matplotlib.use("Agg")
 CROPS, SAMPLES, SHOWN = 30, 8, 6
-MAP = ("advantage.spatial=map",)
+OFF, MAP = ("advantage.spatial=off",), ("advantage.spatial=map",)
 OWN = Path(__file__).with_name("local_rewards")
 
 
@@ -46,7 +46,7 @@ def _own(name: str, keys: str = "") -> str:
 
 
 ARMS: Mapping[str, tuple[str, ...]] = {
-    "global": (),
+    "global": OFF,
     "pool1": (*MAP, "advantage.pool=1"),
     "pool2": (*MAP, "advantage.pool=2"),
     "pool4": (*MAP, "advantage.pool=4"),
@@ -58,9 +58,15 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "noisy": (*MAP, f"rewards=[{{name: gmsd, type: pyiqa}}, {_own('noisy_lr')}]"),
     "colour_score": (*MAP, _rewards(_own("global_colour", ", map: false"))),
     "colour_map": (*MAP, _rewards(_own("global_colour"))),
-    "lpips_global": (f"rewards=[{_own('lpips_squeeze')}]",),
+    "lpips_global": (
+        *OFF,
+        f"rewards=[{_own('lpips_squeeze')}]",
+    ),
     "lpips_map": (*MAP, f"rewards=[{_own('lpips_squeeze')}]"),
-    "both_global": (_rewards(_own("lpips_squeeze")),),
+    "both_global": (
+        *OFF,
+        _rewards(_own("lpips_squeeze")),
+    ),
     "both_map": (*MAP, _rewards(_own("lpips_squeeze"))),
     # what keeps diversity
     "kl": (*MAP, "objective.kl_weight=1.0"),

@@ -30,6 +30,7 @@ def one_rank(stage: int, ranks: int, rounds: int, members: int = 12) -> list[flo
             f"learner.ranks={ranks}",
             f"train.groups_per_step={ranks}",
             f"rollout.group_size={members}",
+            "advantage.spatial=off",
         ],
     )
     learner = Learner(config)
