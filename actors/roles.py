@@ -58,7 +58,7 @@ class RolloutActor:
 class RewardActor:
     """One `rewards.server.RewardServer`."""
 
-    def __init__(self, config: RewardSection, cell_px: int | None) -> None:
+    def __init__(self, config: RewardSection, cell_px: int | None = None) -> None:
         from rewards.server import RewardServer
 
         self.server = RewardServer(config, threads=config.threads, cell_px=cell_px)

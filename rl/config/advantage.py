@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from rl.config.base import ReadWith, Section
 from rl.config.open_union import OpenUnion
@@ -12,6 +12,11 @@ from rl.config.open_union import OpenUnion
 if TYPE_CHECKING:
     from rl.advantages import AdvantageBatch, Weighed
     from rl.types import F64, RewardTable, SRTask
+
+
+def _off(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
 
 
 class AdvantageSection(Section):
@@ -32,7 +37,7 @@ class AdvantageSection(Section):
     """A reward with a group standard deviation below `std_floor * reward.scale` is ignored in that group (advantage 0),
     so that float noise is not amplified to full weight. The value is ours."""
     eps: float = Field(1e-4, ge=0)
-    spatial: Literal["off", "map"] = "off"
+    spatial: Annotated[Literal["off", "map"], BeforeValidator(_off)] = "off"
     """`map`: one advantage per cell, from the maps of the rewards that have one; the others count with their score in
     every cell. Ours; the derivation is in `rl/DECISIONS.md`."""
     pool: Annotated[int, Field(ge=1), ReadWith("spatial", "map")] = 1

@@ -67,6 +67,7 @@ from rl.policies.base import FlowPolicy, enlarged, from_uint8, repeated
 class TinySection(PolicySection):
     builder = "my_policy:Tiny"
     size_multiple = 8
+    cell_px = 1
     prediction = "velocity"
     reads_text = False
     lora_targets: ClassVar[dict[str, tuple[str, ...]]] = {"all": ("inner", "outer", "level")}
@@ -148,13 +149,13 @@ def own_policy(folder: Path) -> str:
 def test_a_users_policy_trains_on_two_ranks_and_workers_and_resumes_after_an_interrupt(
     isrl_train: Train, quickstart: tuple[str, ...], logged: Records, adapter_facts: Facts, tmp_path: Path
 ) -> None:
-    """The class lies in the directory that the run starts from. Two gloo ranks under ZeRO-2, two workers, one step of
-    lag: versions rise, no group is older than the lag. SIGINT between checkpoints: exit 130, the finished steps are
+    """The class lies in the directory that the run starts from; its latents are pixels, in cells of eight. Two gloo
+    ranks under ZeRO-2, two workers, one step of lag: versions rise, no group is older than the lag. SIGINT between checkpoints: exit 130, the finished steps are
     saved, `--resume` does exactly the rest."""
     run = tmp_path / "run"
     arguments = (
         *quickstart, f"run.dir={run}", own_policy(tmp_path), "eval=null", "checkpoint.every=1000",
-        "train.max_policy_lag=1", "learner={ranks: 2, zero_stage: 2, updates_per_batch: 1}",
+        "train.max_policy_lag=1", "learner={ranks: 2, zero_stage: 2, updates_per_batch: 1}", "advantage.pool=8",
     )  # fmt: skip
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(

@@ -191,12 +191,19 @@ def rows(found: Mapping[str, Arm]) -> list[str]:
     lines.append(f"| start | | 0 | {' | '.join(start)} | {first.spread('0').mean():.2f} | {worst} |")
     for name, arm in found.items():
         for step in [step for step in arm.records[0]["scores"] if step != "0"]:
-            changes = [over_seeds(column) for column in (arm.means(step) - arm.means("0")).T]
-            shown = [f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}]" for c in changes]
+            shown = [_change(column) for column in (arm.means(step) - arm.means("0")).T]
             worst = ", ".join(f"{c:+.4f}" for c in (arm.worst(step) - arm.worst("0")).mean(axis=0)[:2])
             spread = arm.spread(step).mean()
             lines.append(f"| {name} | {len(arm.records)} | {step} | {' | '.join(shown)} | {spread:.2f} | {worst} |")
     return lines
+
+
+def _change(by_seed: F64) -> str:
+    """One seed has no interval."""
+    if len(by_seed) == 1:
+        return f"{by_seed[0]:+.4f}"
+    c = over_seeds(by_seed)
+    return f"{c.mean:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
 
 
 def plot(path: Path, found: Mapping[str, Arm]) -> None:

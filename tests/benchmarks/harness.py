@@ -55,7 +55,7 @@ def scores(servers: Sequence[RewardServer], tasks: Sequence[SRTask], groups: Seq
 
 
 def over_seeds(values: F64) -> Interval:
-    """Mean `[seeds]` with Student's 95 % interval."""
+    """Mean `[seeds >= 2]` with Student's 95 % interval."""
     mean, n = float(values.mean()), len(values)
-    half = float(student_t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+    half = float(student_t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
     return Interval(mean, mean - half, mean + half)

@@ -66,10 +66,12 @@ def test_an_offline_recipe_survives_dump_and_load(tmp_path: Path) -> None:
 
 
 def test_overrides_survive_dump_and_load(tmp_path: Path) -> None:
+    """`off` is a word here, although YAML reads it as false."""
     quickstart, copy = CONFIGS / "quickstart.yaml", tmp_path / "config.yaml"
-    config = load_config(
-        quickstart, ["learner.ema_decay=0.1", "rewards.0.weight=2.5", "data.degradation={first: {blur_sigma: [1, 2]}}"]
-    )
+    degradation = "data.degradation={first: {blur_sigma: [1, 2]}}"
+    overrides = ["learner.ema_decay=0.1", "rewards.0.weight=2.5", "advantage.spatial=off", degradation]
+    config = load_config(quickstart, overrides)
+    assert config.advantage.spatial == "off" and config.map_cell_px is None
     copy.write_text(dump_config(config))
     assert load_config(copy) == config != load_config(quickstart)
 
