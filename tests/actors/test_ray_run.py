@@ -150,8 +150,8 @@ def test_a_users_policy_trains_on_two_ranks_and_workers_and_resumes_after_an_int
     isrl_train: Train, quickstart: tuple[str, ...], logged: Records, adapter_facts: Facts, tmp_path: Path
 ) -> None:
     """The class lies in the directory that the run starts from; its latents are pixels, in cells of eight. Two gloo
-    ranks under ZeRO-2, two workers, one step of lag: versions rise, no group is older than the lag. SIGINT between checkpoints: exit 130, the finished steps are
-    saved, `--resume` does exactly the rest."""
+    ranks under ZeRO-2, two workers, one step of lag: versions rise, no group is older than the lag. SIGINT between
+    checkpoints: exit 130, the finished steps are saved, `--resume` does exactly the rest."""
     run = tmp_path / "run"
     arguments = (
         *quickstart, f"run.dir={run}", own_policy(tmp_path), "eval=null", "checkpoint.every=1000",
