@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from actors.checkpoints import CHECKPOINTS_DIR, Checkpoints
 from actors.deadline import all_within
 from actors.ledger import Ledger
@@ -60,10 +62,12 @@ class TrainingLoop:
 
         learner = self._settings.learner
         share = len(ordinals) // learner.ranks
+        # half the bytes of a map; numbers of members are few and keep theirs
+        sent = advantages if advantages.ndim == 2 else advantages.astype(np.float32)
         calls = []
         for rank, actor in enumerate(self._learners):
             mine = slice(rank * share, (rank + 1) * share)
-            rows: list[F64] = list(advantages[mine])
+            rows = list(sent[mine])
             calls.append(actor.train.remote(rows, *tasks[mine], *groups[mine]))
         reports: list[TrainReport] = await all_within(calls, learner.deadline_s, "learner.train", "learner.deadline_s")
         self.ledger.train(list(ordinals))

@@ -109,6 +109,17 @@ def test_a_group_goes_whole_to_one_rank_with_its_own_advantages(loop: Callable[.
     assert (made.ledger.trained, made.ledger.pending) == (4, [])
 
 
+def test_advantages_of_cells_travel_in_single_precision(loop: Callable[..., TrainingLoop]) -> None:
+    """0.1 is another number in float32; those of members keep float64."""
+    for shape, expected in (((2, 1), 0.1), ((2, 1, 1, 1), float(np.float32(0.1)))):
+        (rank,) = ranks = [Rank(1.0)]
+        made = loop(ranks)
+        made.ledger.issue()
+        made.ledger.issue()
+        asyncio.run(made.train(list("ab"), list("AB"), np.full(shape, 0.1), range(2)))
+        assert np.ravel(rank.seen[0][0]).tolist() == [expected] * 2
+
+
 def test_it_saves_on_time_once_and_resumes_from_the_newest(loop: Callable[..., TrainingLoop], tmp_path: Path) -> None:
     ranks = [Rank(1.0), Rank(2.0)]
     made = loop(ranks, every=2, keep=2)

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found, group, cells = ratios(kind, 1 if options.smoke else options.rounds, *(SMALL if options.smoke else ()))
         size = group.latents.nbytes + group.images.nbytes
         one_map = map_bytes(len(group.latents), *cells)
-        advantages = 8 * len(group.latents) * cells[0] * cells[1]
+        advantages = 4 * len(group.latents) * cells[0] * cells[1]
         print(
             f"| {kind} | {statistics.median(found):.3f} | {min(found):.3f} to {max(found):.3f} | {size} | {one_map} | "
             f"{advantages} | {100 * (2 * one_map + advantages) / size:.2f} % |", flush=True,

@@ -26,7 +26,7 @@ from learner.report import TrainReport
 from rl.config.load import validate
 from rl.config.online import RunConfig
 from rl.metrics import Key, read_metrics
-from rl.types import F64, Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
+from rl.types import F32, F64, Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
 
 REWARD = """
 import numpy as np
@@ -66,7 +66,7 @@ class FreeLearner(LearnerActor):
         super().__init__(0)
         self.version = 0
 
-    def train(self, advantages: Sequence[F64], *carriers: SRTask | RolloutGroup) -> TrainReport:
+    def train(self, advantages: Sequence[F64 | F32], *carriers: SRTask | RolloutGroup) -> TrainReport:
         groups = [carrier for carrier in carriers[len(advantages) :] if isinstance(carrier, RolloutGroup)]
         assert all(len(group.latents) == len(a) for group, a in zip(groups, advantages, strict=True))
         self.version += 1
