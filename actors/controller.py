@@ -33,7 +33,7 @@ from rl.data.source import TaskSource
 from rl.evaluation.heat import write_maps_sheet
 from rl.evaluation.sheets import sheet_path, write_sample_sheet
 from rl.metrics import Key, Value, batch_values
-from rl.spatial import over_cells
+from rl.spatial import per_member
 from rl.types import F64, RolloutGroup
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Controller(TrainingLoop):
         )
         path = sheet_path(self.run_dir, self.step, group.ordinal)
         of_group = (scored.task, group, scored.table)
-        rows = write_sample_sheet(path, *of_group, over_cells(advantages), None if r is None else over_cells(r))
+        rows = write_sample_sheet(path, *of_group, per_member(advantages), None if r is None else per_member(r))
         maps = write_maps_sheet(path, *of_group, advantages, self.config.map_cell_px)
         self.monitor.log_samples(self.step, path, rows, maps)
 

@@ -56,13 +56,12 @@ class TrainingLoop:
     async def train(
         self, tasks: Sequence[Any], groups: Sequence[Any], advantages: F64, ordinals: Sequence[int]
     ) -> "TrainReport":
-        """One batch over all ranks: references to N tasks and N groups, advantages `[N, G]` or
-        `[N, G, h, w]`."""
+        """One batch over all ranks: references to N tasks and N groups, advantages `[N, G]` or `[N, G, h, w]`."""
         from learner.report import over_ranks
 
         learner = self._settings.learner
         share = len(ordinals) // learner.ranks
-        # half the bytes of a map; numbers of members are few and keep theirs
+        # float32 halves what a map weighs; the few numbers of members stay exact
         sent = advantages if advantages.ndim == 2 else advantages.astype(np.float32)
         calls = []
         for rank, actor in enumerate(self._learners):

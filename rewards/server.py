@@ -28,7 +28,9 @@ class RewardServer:
         limit_threads(threads)
         self.config = config
         self.reward = build_reward(config)
-        self._cell_px = cell_px if config.map and isinstance(self.reward, LocalReward) else None
+        self._cell_px = cell_px if config.map else None
+        if self._cell_px and config.has_map and not isinstance(self.reward, LocalReward):
+            raise RewardError(config.name, f"its section says has_map, but {config.builder} has no score_locally()")
 
     def score(self, tasks: Sequence[SRTask], groups: Sequence[RolloutGroup]) -> list[RewardColumn]:
         """One column per group, in the order given; `seconds` is the group's share of its batch, by images.

@@ -192,9 +192,7 @@ def _detail_share(task: SRTask, cell_px: int | None) -> float | F64:
 
 def mixed(whole: AdvantageBatch, local: AdvantageBatch, local_weight: float) -> AdvantageBatch:
     """(1 - w) A(scores) + w A(maps); `per_reward` and `zero_variance` are those of the maps."""
-    common = whole.advantages
-    if local.advantages.ndim > common.ndim:
-        common = common[:, :, None, None]
+    common = whole.advantages[:, :, None, None]
     return replace(local, advantages=(1.0 - local_weight) * common + local_weight * local.advantages)
 
 

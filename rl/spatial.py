@@ -55,7 +55,7 @@ def values_per_cell(tables: Sequence[RewardTable]) -> F64:
     return np.stack([np.stack(_columns(table, shape), axis=-1) for table in tables])
 
 
-def over_cells(values: F64) -> F64:
+def per_member(values: F64) -> F64:
     """`[G]` as it is; `[G, h, w]` as its mean over the cells."""
     mean: F64 = values if values.ndim == 1 else values.mean(axis=(1, 2))
     return mean

@@ -68,7 +68,7 @@ class AdvantageSection(Section):
             return self.advantages(scores, rewards, tasks)
         values = values_per_cell(tables)
         if values.shape[2:4] == (1, 1):
-            values = values[:, :, 0, 0]
+            return self.advantages(scores, rewards, tasks)
         local = self.advantages(values, rewards, tasks, cell_px)
         if self.local_weight == 1.0:
             return local

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rl.evaluation.sheets import BEST, WORST, Cell, ContactRow, write_contact_sheet
-from rl.spatial import grid, over_cells
+from rl.spatial import grid, per_member
 from rl.types import F64, U8, RewardMap, RewardTable, RolloutGroup, SRTask
 
 _MAPS = "_maps"
@@ -66,7 +66,7 @@ def write_maps_sheet(
     if cell_px is None or advantages.ndim == 1:
         return None
     columns = heats(table, advantages)
-    ranking = np.argsort(-over_cells(advantages), kind="stable")
+    ranking = np.argsort(-per_member(advantages), kind="stable")
     ranks = range(len(ranking))
     shown = ranks if len(ranks) <= 2 * _ENDS else (*ranks[:_ENDS], *ranks[-_ENDS:])
     rows = []

@@ -49,11 +49,13 @@ class DiffusionDPOObjective(PreferenceObjective):
 
     def whole(self, items: Sequence[TrainItem]) -> Iterator[PreferenceBatch]:
         pairs = [item for item in items if isinstance(item, PreferencePairs)]
-        prepared = [(item, self.policy.condition_of(item.task), self._latents(item)) for item in pairs]
-        generators = [self.generator(item.task.ordinal) for item in pairs]
+        prepared = [
+            (item, self.policy.condition_of(item.task), self._latents(item), self.generator(item.task.ordinal))
+            for item in pairs
+        ]
         coefficients = torch.tensor([0.5 * self._config.beta, -0.5 * self._config.beta], device=self.device)
         for _ in range(self._config.draws):
-            for (item, condition, latents), generator in zip(prepared, generators, strict=True):
+            for item, condition, latents, generator in prepared:
                 for z, weight in zip(latents, item.weights, strict=True):
                     eps = torch.randn((1, *z.shape[1:]), generator=generator).expand(z.shape).to(self.device)
                     t = self.policy.random_levels(1, generator).expand(2).to(self.device)

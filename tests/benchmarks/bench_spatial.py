@@ -50,7 +50,6 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "pool1": (*MAP, "advantage.pool=1"),
     "pool2": (*MAP, "advantage.pool=2"),
     "pool4": (*MAP, "advantage.pool=4"),
-    "pool8": (*MAP, "advantage.pool=8"),
     # how it is done
     "cell_normaliser": (*MAP, "objective.normaliser=cell"),
     "half_local": (*MAP, "advantage.local_weight=0.5"),
@@ -73,8 +72,8 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "diversity": (*MAP, _rewards(_own("diversity", ", weight: 0.5"))),
     "hr_sharpness": (*MAP, _rewards(_own("hr_sharpness"))),
 }
-"""Arm -> its overrides of the quickstart; 8 cells are the whole crop."""
-PLAIN = ("global", "pool1", "pool2", "pool4", "pool8")
+"""Arm -> its overrides of the quickstart. Cells of 8 are the whole crop, which is `global`."""
+PLAIN = ("global", "pool1", "pool2", "pool4")
 SMALL = ("train.groups_per_step=1", "rollout.group_size=2", "data.crop=64", "eval.data.crop=64")
 
 

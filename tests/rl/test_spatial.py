@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl.spatial import grid, over_cells, pooled, values_per_cell
+from rl.spatial import grid, per_member, pooled, values_per_cell
 from rl.types import RewardColumn, RewardMap, RewardTable, map_bytes
 
 
@@ -133,6 +133,6 @@ def test_a_table_refuses_maps_of_the_wrong_count() -> None:
         table(0, carried, members=4)
 
 
-def test_the_mean_over_cells() -> None:
-    np.testing.assert_allclose(over_cells(np.array([[[1.0, 3.0]], [[2.0, 6.0]]])), [2, 4])
-    np.testing.assert_array_equal(over_cells(np.array([1.0, 2.0])), [1, 2])
+def test_the_mean_per_member() -> None:
+    np.testing.assert_allclose(per_member(np.array([[[1.0, 3.0]], [[2.0, 6.0]]])), [2, 4])
+    np.testing.assert_array_equal(per_member(np.array([1.0, 2.0])), [1, 2])

@@ -26,8 +26,7 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
     "flux2sr t_diff": (("policy.t_diff=9",), "policy.t_diff: unknown key for policy type 'flux2sr'; read by naosd"),
     "flux2sr merge": (("policy.merge=[x]",), "policy.merge: unknown key for policy type 'flux2sr'; read by naosd"),
     "naosd guidance": (
-        (*GDPO, "policy.guidance=2"),
-        "policy.guidance: unknown key for policy type 'naosd'; read by flux2sr",
+        (*GDPO, "policy.guidance=2"), "policy.guidance: unknown key for policy type 'naosd'; read by flux2sr",
     ),
     "naosd shift": ((*GDPO, "policy.shift=1"), "policy.shift: unknown key for policy type 'naosd'; read by flux2sr"),
     "naosd solver": (
@@ -135,16 +134,15 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
         "rewards.0.cap_db: unknown key for rewards type 'noise'; read by lr_consistency",
     ),
     "rewards map": (("rewards.0.map=false",), "rewards ['a']: map is read only with advantage.spatial: map; remove it"),
-    "nft normaliser": (
-        ("objective.normaliser=cell",), "objective.normaliser is read only with advantage.spatial: map; remove it",
-    ),
-    "gdpo judged": (
-        (*GDPO, "objective.judged=cell"), "objective.judged is read only with advantage.spatial: map; remove it",
-    ),
-    "diffusion_dpo stitched": (
-        (*GDPO, "objective={type: diffusion_dpo, stitched: pixels}"),
-        "objective.stitched is read only with advantage.spatial: map; remove it",
-    ),
+    **{
+        f"{kind} {key}": (
+            (*base, f"objective.{key}={value}"), f"objective.{key} is read only with advantage.spatial: map; remove it",
+        )
+        for kind, base, key, value in (
+            ("nft", (), "normaliser", "cell"), ("gdpo", GDPO, "judged", "cell"),
+            ("diffusion_dpo", (*GDPO, "objective={type: diffusion_dpo}"), "stitched", "pixels"),
+        )
+    },
     "decoupled detail_share": (
         ("advantage.detail_share=0.5",),
         "advantage.detail_share: unknown key for advantage aggregation 'decoupled'; read by attribute_aware",
@@ -166,10 +164,7 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
         "advantage.std: unknown key for advantage aggregation 'attribute_aware'; read by scalarised",
     ),
     # rewards and taggers
-    "pyiqa file": (
-        ("rewards.0.file=x.py",),
-        "rewards.0.file: unknown key for rewards type 'pyiqa'; read by python",
-    ),
+    "pyiqa file": (("rewards.0.file=x.py",), "rewards.0.file: unknown key for rewards type 'pyiqa'; read by python"),
     "lr_consistency metric": (
         ("rewards.0={name: a, type: lr_consistency, metric: psnr}",),
         "rewards.0.metric: unknown key for rewards type 'lr_consistency'; read by pyiqa",
@@ -214,8 +209,7 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
         "project is read only with wandb: offline or online, got wandb: disabled; remove project",
     ),
     "MonitorConfig.entity": (
-        ("monitor.entity=us",),
-        "entity is read only with wandb: offline or online, got wandb: disabled; remove entity",
+        ("monitor.entity=us",), "entity is read only with wandb: offline or online, got wandb: disabled; remove entity",
     ),
 }  # fmt: skip
 """Which key of what -> overrides of a valid recipe, and what the message must hold. A key with a `ReadWith` mark is

@@ -41,6 +41,12 @@ def share(rows: slice, columns: slice) -> float:
     return len(range(H)[rows]) * len(range(W)[columns]) / (H * W)
 
 
+def shares_of(pool: int) -> Tensor:
+    shares = Cells(pool).shares(ZEROS)
+    assert shares is not None
+    return shares
+
+
 def map_of(pool: int, frequency: float = 5.3) -> Tensor:
     return wave(frequency, B, -(-H // pool), -(-W // pool))
 
@@ -49,8 +55,7 @@ def map_of(pool: int, frequency: float = 5.3) -> Tensor:
 def test_cell_means_and_shares_by_hand(pool: int) -> None:
     """Edge cells are smaller (5 on 4 x 6: one row of cells, 4 x 5 and 4 x 1); shares give the whole mean."""
     x, cells = wave(0.7, B, C, H, W), Cells(pool)
-    means, shares = cells.mean(x), cells.shares(x)
-    assert shares is not None
+    means, shares = cells.mean(x), shares_of(pool)
     for row, column, rows, columns in places(pool):
         assert means[:, row, column].tolist() == pytest.approx(x[:, :, rows, columns].mean(dim=(1, 2, 3)).tolist())
         assert shares[row, column].item() == pytest.approx(share(rows, columns), abs=1e-12)
@@ -131,8 +136,8 @@ def test_the_gradient_of_nft_is_its_difference_quotient_with_the_normaliser_held
     """sg(.) is no derivative, so the quotient is taken at r of the normaliser's own cell, frozen by hand."""
     case, r, cells = NFTCase(), (map_of(2) + 1) / 2, Cells(2)
     case.loss(r, cells).backward()
-    x_t, beta, shares = interpolated(case.x0, case.eps, case.t), case.values.beta, cells.shares(case.x0)
-    assert shares is not None and case.v_theta.grad is not None
+    x_t, beta, shares = interpolated(case.x0, case.eps, case.t), case.values.beta, shares_of(2)
+    assert case.v_theta.grad is not None
     frozen = [
         (x_t - case.t.view(-1, 1, 1, 1) * ((1 - s * beta) * case.v_old + s * beta * case.v_theta.detach()) - case.x0)
         .abs().mean(dim=(1, 2, 3)) for s in (1, -1)
@@ -183,8 +188,7 @@ JUDGED: tuple[Judged, ...] = ("image", "cell")
 @pytest.mark.parametrize("pool", POOLS)
 def test_preferences_are_their_formula(pool: int, judged: Judged) -> None:
     d, c = 0.1 * map_of(pool, 2.9), 3 * map_of(pool)
-    shares = Cells(pool).shares(ZEROS)
-    assert shares is not None
+    shares = shares_of(pool)
     inside = [
         (share(rows, columns), -sum(c[i, row, column].item() * d[i, row, column].item() for i in range(B)))
         for row, column, rows, columns in places(pool)
@@ -201,8 +205,7 @@ def test_image_at_a_constant_map_is_the_scalar_preference(pool: int) -> None:
     """`cell` is it too where errors are constant as well; elsewhere it is larger: -log sigmoid is convex (Jensen)."""
     prediction, target, c = wave(0.7, B, C, H, W), wave(1.1, B, C, H, W), torch.tensor([0.4, -1.1, 0.7]).double()
     cells, flat = Cells(pool), c.view(-1, 1, 1).expand_as(map_of(pool))
-    shares = cells.shares(target)
-    assert shares is not None
+    shares = shares_of(pool)
     scalar = preference_loss(sample_error(prediction, target), c)[0]
     d = sample_error(prediction, target, cells)
     assert preference_loss(d, flat, shares, "image")[0].item() == pytest.approx(scalar.item(), abs=1e-12)
@@ -214,7 +217,7 @@ def test_image_at_a_constant_map_is_the_scalar_preference(pool: int) -> None:
 
 
 def test_at_the_reference_both_ways_to_judge_are_ln_2_with_the_same_gradient() -> None:
-    c, shares = map_of(1), Cells(1).shares(ZEROS)
+    c, shares = map_of(1), shares_of(1)
     gradients = []
     for judged in JUDGED:
         d = torch.zeros_like(c).requires_grad_()
@@ -227,8 +230,7 @@ def test_at_the_reference_both_ways_to_judge_are_ln_2_with_the_same_gradient() -
 
 @pytest.mark.parametrize("judged", JUDGED)
 def test_the_gradient_of_a_preference_is_its_difference_quotient(judged: Judged) -> None:
-    c, shares = 3 * map_of(2), Cells(2).shares(ZEROS)
-    d = (0.1 * map_of(2, 2.9)).requires_grad_()
+    c, shares, d = 3 * map_of(2), shares_of(2), (0.1 * map_of(2, 2.9)).requires_grad_()
     preference_loss(d, c, shares, judged)[0].backward()
     expected = differences(lambda x: preference_loss(x, c, shares, judged)[0], d.detach())
     torch.testing.assert_close(d.grad, expected, atol=1e-9, rtol=1e-6)
@@ -240,8 +242,7 @@ MOMENTS = StepMoments(wave(1.7, B, C, H, W), 0.3, 0.1, density=True)
 @pytest.mark.parametrize("pool", POOLS)
 def test_log_probabilities_of_cells_average_to_that_of_the_latent(pool: int) -> None:
     x_next, cells = wave(0.3, B, C, H, W), Cells(pool)
-    shares = cells.shares(x_next)
-    assert shares is not None
+    shares = shares_of(pool)
     whole = log_prob(x_next, MOMENTS)
     torch.testing.assert_close(over_cells(log_prob(x_next, MOMENTS, cells), shares), whole, atol=1e-12, rtol=0)
     normal = torch.distributions.Normal(MOMENTS.mean, MOMENTS.std)
@@ -272,8 +273,7 @@ def grpo(logp: Tensor, old: Tensor, advantages: Tensor, shares: Tensor | None, c
 def test_every_cell_has_its_own_ratio_and_clip(pool: int) -> None:
     old, advantages = map_of(pool, 1.3), map_of(pool)
     logp = old + 0.2 * map_of(pool, 4.1)
-    shares = Cells(pool).shares(ZEROS)
-    assert shares is not None
+    shares = shares_of(pool)
     expected, clipped = 0.0, 0
     for b, (row, column, rows, columns) in itertools.product(range(B), places(pool)):
         r, a = math.exp(logp[b, row, column] - old[b, row, column]), advantages[b, row, column].item()
@@ -297,7 +297,7 @@ def test_grpo_at_a_constant_map_has_the_scalar_gradient_where_the_policy_is_fres
 
 
 def test_the_gradient_of_grpo_is_its_difference_quotient() -> None:
-    old, advantages, shares = map_of(2, 1.3), map_of(2), Cells(2).shares(ZEROS)
+    old, advantages, shares = map_of(2, 1.3), map_of(2), shares_of(2)
     logp = (old + 0.01 * map_of(2, 4.1)).requires_grad_()
     grpo(logp, old, advantages, shares).backward()
     expected = differences(lambda x: grpo(x, old, advantages, shares), logp.detach())
