@@ -20,8 +20,6 @@ from rl.objectives.preference import preference_loss, sample_error
 B, C, H, W = 3, 2, 4, 6
 POOLS = (1, 2, 4, 5)
 NFT_TOTAL, NFT_GRADIENT_NORM = 0.36567606130350355, 0.18194558664187108
-
-
 ZEROS = torch.zeros(B, C, H, W, dtype=torch.float64)
 
 
@@ -271,10 +269,8 @@ def grpo(logp: Tensor, old: Tensor, advantages: Tensor, shares: Tensor | None, c
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_every_cell_has_its_own_ratio_and_clip(pool: int) -> None:
-    old, advantages = map_of(pool, 1.3), map_of(pool)
-    logp = old + 0.2 * map_of(pool, 4.1)
-    shares = shares_of(pool)
-    expected, clipped = 0.0, 0
+    old, advantages, shares = map_of(pool, 1.3), map_of(pool), shares_of(pool)
+    logp, expected, clipped = old + 0.2 * map_of(pool, 4.1), 0.0, 0
     for b, (row, column, rows, columns) in itertools.product(range(B), places(pool)):
         r, a = math.exp(logp[b, row, column] - old[b, row, column]), advantages[b, row, column].item()
         clipped += not 0.95 <= r <= 1.05
