@@ -139,3 +139,12 @@ def test_a_failed_map_names_its_group_and_is_ignored_where_nobody_asked(pair: Ma
         score(RewardServer(config, cell_px=16), pairs)
     assert caught.value.ordinals == (7,) and caught.value.groups == (1,)
     assert [column.map for column in score(RewardServer(config), pairs)] == [None] * 3
+
+
+def test_a_builder_without_the_map_that_its_section_promises_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where the run asks for maps and the recipe has not switched this one off."""
+    monkeypatch.setattr("rewards.server.build_reward", lambda section: object())
+    RewardServer(LrConsistencySection(name="c"))
+    RewardServer(LrConsistencySection(name="c", map=False), cell_px=16)
+    with pytest.raises(RewardError, match=r"reward 'c': its section says has_map, but .* has no score_locally\(\)"):
+        RewardServer(LrConsistencySection(name="c"), cell_px=16)
