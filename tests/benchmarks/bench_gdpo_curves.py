@@ -9,6 +9,7 @@ one_crop       One crop a seed, PSNR(Y) the only reward, judged by 32 new draws 
 random_crops   The recipe's photographs and reward, judged on 48 held-out crops with two draws: does that carry over?
 
 What OUT_FOLDER holds is not repeated; --only and --seeds share the work among processes, --figure plots the curves.
+--set changes every objective's recipe and needs a folder of its own.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import matplotlib
 import numpy as np
 import torch
 from bare_loop import BareLoop
-from bench_gdpo_tables import FULL, SMOKE, Size, held_out, judge, recipe
+from bench_gdpo_tables import FULL, SMOKE, Size, add_overrides, held_out, judge, recipe
 from gdpo_judge import Judge
 
 from rl.types import F64
@@ -88,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(FULL.seeds))
     parser.add_argument("--figure", type=Path)
+    add_overrides(parser)
     parser.add_argument("--smoke", action="store_true", help="one step of GDPO, one seed")
     a = parser.parse_args(argv)
     size = FULL
@@ -103,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in a.seeds:
             kept = a.out / f"{a.on}-{name}-{seed}.npy"
             if not kept.is_file():
-                changes = [f"learner.optimizer.lr={a.lr}", *([FIDELITY] if one_crop else [])]
+                changes = [f"learner.optimizer.lr={a.lr}", *([FIDELITY] if one_crop else []), *a.set]
                 loop = BareLoop(recipe(name, seed, a.steps, *changes, size=size))
                 np.save(kept, curve(court, loop, a.every, size, one_crop=one_crop))
         results[name] = np.stack([np.load(a.out / f"{a.on}-{name}-{seed}.npy") for seed in a.seeds])

@@ -1,7 +1,7 @@
 """GDPO-SR's comparisons without an optimiser's noise: the mean gradient of 64 groups of a crop, and a step against it.
 
     uv run python tests/benchmarks/bench_gdpo_gradients.py OUT_FOLDER {fidelity,recipe,maps} [--groups 64]
-        [--only NAME ...] [--smoke]
+        [--only NAME ...] [--set advantage.spatial=map] [--smoke]
 
 fidelity     PSNR(Y) is the only reward
 recipe       psnr_y and PIQE, the attribute-aware reward of configs/gdpo_sr_mini.yaml
@@ -11,7 +11,8 @@ split-half   cosine between the mean gradients of the even and of the odd groups
 changes      of each score over 32 new draws of the crop when LoRA's B is moved against the mean gradient, to an rms of
              3e-4 as one step of AdamW at the recipe's lr; Student's 95 % interval over the crops, one a seed
 
-What OUT_FOLDER holds is not repeated, so that two processes may share the work by --only.
+What OUT_FOLDER holds is not repeated, so that two processes may share the work by --only; another --set needs a folder
+of its own.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from bare_loop import BareLoop
 from bench_gdpo_curves import FIDELITY, ONE_CROP_DRAWS, SMOKE_DRAWS
-from bench_gdpo_tables import FULL, MAPS, NAMES, SMOKE, Judged, judge, recipe, table
+from bench_gdpo_tables import FULL, MAPS, NAMES, SMOKE, Judged, add_overrides, judge, recipe, table
 from gdpo_judge import Adapter, Judge
 from harness import tables
 
@@ -75,7 +76,7 @@ def plot(path: Path, results: dict[str, F64], names: tuple[str, ...], title: str
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
-    for axis, metric in zip(axes, ("psnry", "lpips"), strict=True):
+    for axis, metric in zip(axes, ("psnr_y", "lpips"), strict=True):
         for colour, (name, rows) in enumerate(results.items()):
             moves = rows[:, 1:].reshape(len(rows), len(RMS), len(names))[..., names.index(metric)]
             axis.plot(RMS, moves.T, color=f"C{colour}", lw=0.6, alpha=0.6)
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--groups", type=int, default=64)
     parser.add_argument("--only", nargs="*", choices=list(NAMES))
     parser.add_argument("--figure", type=Path)
+    add_overrides(parser)
     parser.add_argument("--smoke", action="store_true", help="two groups of GDPO, two seeds")
     a = parser.parse_args(argv)
     size, draws = (SMOKE, SMOKE_DRAWS) if a.smoke else (FULL, ONE_CROP_DRAWS)
@@ -109,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in size.seeds:
             kept = a.out / f"{kind}-{name}-{seed}.npy"
             if not kept.is_file():
-                config = recipe(name, seed, 1, *([] if a.reward == "recipe" else [FIDELITY]), size=size)
+                config = recipe(name, seed, 1, *([] if a.reward == "recipe" else [FIDELITY]), *a.set, size=size)
                 np.save(kept, measured(court, BareLoop(config), a.groups, draws))
             rows.append(np.load(kept))
         results[name] = np.stack(rows)
