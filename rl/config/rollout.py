@@ -200,6 +200,9 @@ class RolloutSection(Section):
     sampler: AnySampler | None = None
     """If unset, the policy's first solver with its defaults."""
     deadline_s: float = Field(600.0, gt=0)
+    """Of one group, from the moment at which its worker may begin it; then the worker is replaced."""
+    retries: int = Field(2, ge=0)
+    """Further attempts after a failure; then the whole group is dropped and reissued."""
 
     @model_validator(mode="after")
     def _a_group(self) -> Self:

@@ -14,17 +14,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from actors.controller import Controller
-from actors.launch import Cluster, start_ray
+from actors.fleet import Recipe
+from actors.launch import IN_FLIGHT, ROLLOUT, Cluster, end, reward_role, start_ray
 from actors.monitor import Monitor
 from actors.roles import LearnerActor, Published, RewardActor, RolloutActor
 from learner.report import TrainReport
 from rl.config.load import validate
 from rl.config.online import RunConfig
+from rl.config.training import TrainingSection
 from rl.metrics import Key, read_metrics
 from rl.types import F32, F64, Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
 
@@ -46,6 +47,9 @@ class FreeRollout(RolloutActor):
         self.latents = rng.standard_normal((group_size, 64, side // 16, side // 16)).astype(np.float32)
         self.echo: Echo
 
+    def ready(self) -> None:
+        """There is nothing to load."""
+
     def install(self, snapshot: LoraSnapshot, *, probe: bool = False) -> Echo:
         effect = float(snapshot.version) if probe else None
         self.echo = Echo(snapshot.version, snapshot.digest, 0.0, 0.0, 1, effect)
@@ -65,6 +69,9 @@ class FreeLearner(LearnerActor):
     def __init__(self) -> None:
         super().__init__(0)
         self.version = 0
+
+    def start(self, config: TrainingSection, master: tuple[str, int]) -> None:
+        """There is nothing to load."""
 
     def train(self, advantages: Sequence[F64 | F32], *carriers: SRTask | RolloutGroup) -> TrainReport:
         groups = [carrier for carrier in carriers[len(advantages) :] if isinstance(carrier, RolloutGroup)]
@@ -100,11 +107,12 @@ def run(folder: Path, steps: int, groups: int) -> tuple[float, list[float]]:
     config = validate(RunConfig, raw, "bench_loop_overhead")
     start_ray(config)
     try:
-        worker = ray.remote(FreeRollout).remote(config.rollout.group_size, config.data.crop)
         (reward,) = config.rewards
-        server: Any = ray.remote(RewardActor).remote(reward)
-        cluster = Cluster((worker,), {reward.name: (server,)}, (ray.remote(FreeLearner).remote(),))
-        ray.get(server.ready.remote())
+        size, side = config.rollout.group_size, config.data.crop
+        rollout = Recipe(ROLLOUT, 1, lambda: ray.remote(FreeRollout).remote(size, side), end, slots=IN_FLIGHT)
+        server = Recipe(reward_role(reward.name), 1, lambda: ray.remote(RewardActor).remote(reward), end)
+        learner = ray.remote(FreeLearner).remote()
+        cluster = Cluster((learner,), [learner.start.remote(config, ("", 0))], (rollout, server))
         controller = Controller(config, cluster, Monitor(config.monitor, folder, "loop", steps, {}), folder)
         started = time.perf_counter()
         asyncio.run(controller.run(resume=False))
