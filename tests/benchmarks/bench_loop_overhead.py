@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def run(folder: Path, steps: int, groups: int) -> tuple[float, list[float]]:
         size, side = config.rollout.group_size, config.data.crop
         rollout = Recipe(ROLLOUT, 1, lambda: ray.remote(FreeRollout).remote(size, side), end, slots=IN_FLIGHT)
         server = Recipe(reward_role(reward.name), 1, lambda: ray.remote(RewardActor).remote(reward), end)
-        learner = ray.remote(FreeLearner).remote()
+        learner: Any = ray.remote(FreeLearner).remote()
         cluster = Cluster((learner,), [learner.start.remote(config, ("", 0))], (rollout, server))
         controller = Controller(config, cluster, Monitor(config.monitor, folder, "loop", steps, {}), folder)
         started = time.perf_counter()
