@@ -20,12 +20,13 @@ import numpy as np
 
 from actors.deadline import all_within, within
 from actors.evaluate import Evaluator
-from actors.fleet import Fleet, NotGreeted, Role
+from actors.fleet import Fleet
 from actors.lanes import LaneClock, RolloutPool, Sampling, ScoredGroup, Versions
 from actors.launch import ROLLOUT, TWO_REFERENCES, Cluster, refuse_two_references, reward_role, tagger_role
 from actors.member import Member
 from actors.monitor import Monitor, Stopwatch
 from actors.pool import Pool, idle_share
+from actors.role import NotGreeted, Role
 from actors.scoring import RewardPool, pool_values
 from actors.tagging import tagger_pools
 from actors.tasks import Alarm

@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
-from actors.fleet import Role
 from actors.ledger import Ledger
 from actors.pool import CarrierLost, GroupFailed, Pool, Request, idle_share
+from actors.role import Role
 from actors.scoring import RewardPool, score_group
 from actors.tagging import TaggerPool
 from rewards.base import ServerError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.deadline import get_within
-from actors.fleet import Recipe
+from actors.role import Recipe
 from rl.config.online import RunConfig
 from rl.config.reward import RewardSection
 from rl.config.server import ServerSection

@@ -32,11 +32,12 @@ class MemberLost(RuntimeError):
     Attributes:
         member: its name.
         at_work: whether it was this call's turn, so that the call may be what killed it.
+        unfit: its own constructor failed, so another of its kind would fail as well.
     """
 
-    def __init__(self, member: str, why: str, *, at_work: bool) -> None:
+    def __init__(self, member: str, why: str, *, at_work: bool, unfit: bool = False) -> None:
         super().__init__(member, why)
-        self.member, self.why, self.at_work = member, why, at_work
+        self.member, self.why, self.at_work, self.unfit = member, why, at_work, unfit
 
     def __str__(self) -> str:
         return f"{self.member} is lost: {self.why}"
@@ -91,8 +92,9 @@ class Member:
                 late = DeadlineError(deadline.what, deadline.seconds, deadline.setting)
                 raise MemberLost(self.name, str(late), at_work=True)
         except RayActorError as error:
+            unfit = error.actor_init_failed
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise MemberLost(self.name, lines[0], at_work=at_work) from error
+            raise MemberLost(self.name, lines[-1 if unfit else 0], at_work=at_work, unfit=unfit) from error
         finally:
             answer.cancel()
 

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from ray.exceptions import ObjectLostError, RayError
 
 from actors.deadline import cause, reason
-from actors.fleet import Role
 from actors.member import Deadline, Member, MemberLost
+from actors.role import Role
 from actors.tasks import Tasks
 from rewards.base import ServerError
 

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from actors.fleet import Role
 from actors.pool import Pool, Request, idle_share
+from actors.role import Role
 from rewards.base import RewardError
 from rl.config.reward import RewardSection
 from rl.metrics import Key, Value

@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.fleet import Role
 from actors.pool import Pool, Request
+from actors.role import Role
 from rewards.base import TaggerError
 from rl.config.data import DataSection
 from rl.config.online import RunConfig

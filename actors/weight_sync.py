@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from actors.deadline import within
-from actors.fleet import Role
 from actors.member import Deadline, Member, MemberLost
+from actors.role import Role
 from actors.roles import Published
 from rl.metrics import Key, Value
 from rl.types import Echo

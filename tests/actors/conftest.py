@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors import cli
-from actors.fleet import Recipe, Role
+from actors.role import Recipe, Role
 from actors.tasks import Alarm
 from rl.config.fleet import FleetSection
 from rl.export import read_lora_header

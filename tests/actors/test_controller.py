@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from actors.controller import Controller, _Parts
-from actors.fleet import Fleet, Role
+from actors.fleet import Fleet
 from actors.lanes import LaneClock, ScoredGroup
 from actors.launch import Cluster
 from actors.monitor import Monitor
+from actors.role import Role
 from actors.scoring import RewardPool
 from actors.tasks import Alarm
 from actors.weight_sync import PushReport

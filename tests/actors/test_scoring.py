@@ -11,8 +11,8 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from actors.deadline import DeadlineError
-from actors.fleet import Role
 from actors.pool import GroupFailed, groups_at_fault
+from actors.role import Role
 from actors.scoring import RewardPool, score_group
 from rewards.base import RewardError
 from rewards.sections import PyiqaSection

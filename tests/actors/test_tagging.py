@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import actors.lanes
-from actors.fleet import Role
 from actors.lanes import RolloutPool, Sampling, ScoredGroup, Versions
 from actors.ledger import Ledger
 from actors.pool import GroupFailed
+from actors.role import Role
 from actors.scoring import RewardPool
 from actors.tagging import TaggerPool, tagger_pools
 from rewards.taggers.sections import PythonTaggerSection

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from actors.fleet import Role
 from actors.member import Member
+from actors.role import Role
 from actors.roles import Published
 from actors.weight_sync import PushError, PushReport, WeightSync
 from rl.metrics import Key, Metrics

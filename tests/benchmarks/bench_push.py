@@ -21,8 +21,8 @@ import torch
 from diffusers import Flux2Transformer2DModel
 from safetensors.torch import save_file
 
-from actors.fleet import Role
 from actors.launch import spawn, start_ray
+from actors.role import Role
 from actors.tasks import Alarm
 from actors.weight_sync import PushReport, WeightSync
 from rl.config.load import validate
