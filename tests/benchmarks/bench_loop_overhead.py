@@ -14,15 +14,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from free_processes import REWARD, FreeLearner, FreeRollout
+from free_processes import REWARD, free_cluster
 
 from actors.controller import Controller
-from actors.launch import IN_FLIGHT, ROLLOUT, Cluster, end, reward_role, start_ray
+from actors.launch import start_ray
 from actors.monitor import Monitor
-from actors.role import Recipe
-from actors.roles import RewardActor
 from rl.config.load import validate
 from rl.config.online import RunConfig
 from rl.metrics import Key, read_metrics
@@ -47,12 +44,7 @@ def run(folder: Path, steps: int, groups: int) -> tuple[float, list[float]]:
     config = validate(RunConfig, raw, "bench_loop_overhead")
     start_ray(config)
     try:
-        (reward,) = config.rewards
-        size, side = config.rollout.group_size, config.data.crop
-        rollout = Recipe(ROLLOUT, 1, lambda: ray.remote(FreeRollout).remote(size, side), end, slots=IN_FLIGHT)
-        server = Recipe(reward_role(reward.name), 1, lambda: ray.remote(RewardActor).remote(reward), end)
-        learner: Any = ray.remote(FreeLearner).remote()
-        cluster = Cluster((learner,), [learner.start.remote(config, ("", 0))], (rollout, server))
+        cluster = free_cluster(config, folder / "births")
         controller = Controller(config, cluster, Monitor(config.monitor, folder, "loop", steps, {}), folder)
         started = time.perf_counter()
         asyncio.run(controller.run(resume=False))

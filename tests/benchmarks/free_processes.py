@@ -1,12 +1,21 @@
-"""Real Ray actors for every role whose work costs nothing: for the loop's own speed, and for killing them."""
+"""Real Ray actors for every role, whose work costs nothing: for the loop's own speed, and to be killed."""
 
+import os
+import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from actors.roles import LearnerActor, Published, RolloutActor
+from actors.launch import IN_FLIGHT, ROLLOUT, Cluster, end, reward_role
+from actors.role import Recipe
+from actors.roles import LearnerActor, Published, RewardActor, RolloutActor
 from learner.report import TrainReport
+from rl.config.online import RunConfig
+from rl.config.reward import RewardSection
 from rl.config.training import TrainingSection
 from rl.metrics import Key
 from rl.types import F32, F64, Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
@@ -20,9 +29,11 @@ def score(images, lr, hr, scale):
 
 
 class FreeRollout(RolloutActor):
-    """Answers at once with images that were made before."""
+    """Answers after `seconds` with images that were made before."""
 
-    def __init__(self, group_size: int, side: int) -> None:
+    def __init__(self, group_size: int, side: int, seconds: float, births: Path) -> None:
+        self.seconds = seconds
+        _born(births, ROLLOUT)
         rng = np.random.default_rng(0)
         self.images = rng.integers(0, 256, (group_size, 3, side, side), dtype=np.uint8)
         self.latents = rng.standard_normal((group_size, 64, side // 16, side // 16)).astype(np.float32)
@@ -39,9 +50,24 @@ class FreeRollout(RolloutActor):
     def rollout(
         self, task: SRTask, seeds: tuple[int, ...], *, training: bool = True
     ) -> tuple[RolloutReceipt, RolloutGroup]:
+        time.sleep(self.seconds)
         version, digest = self.echo.version, self.echo.digest
         group = RolloutGroup(task.ordinal, task.lr_id, version, digest, seeds, self.latents, self.images)
         return RolloutReceipt(task.ordinal, version, digest, len(seeds), 0.0), group
+
+
+class FreeReward(RewardActor):
+    """A real server of a user's file."""
+
+    def __init__(self, config: RewardSection, births: Path) -> None:
+        super().__init__(config)
+        _born(births, config.name)
+
+
+def _born(births: Path, role: str) -> None:
+    """Leave the process's number where a test finds it."""
+    births.mkdir(parents=True, exist_ok=True)
+    (births / f"{role}-{os.getpid()}").touch()
 
 
 class FreeLearner(LearnerActor):
@@ -69,3 +95,22 @@ class FreeLearner(LearnerActor):
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def free_cluster(config: RunConfig, births: Path, seconds: float = 0.0) -> Cluster:
+    """An online run's processes; each leaves a file ROLE-PID in `births` when it is made."""
+    import ray
+
+    # by value, as workers do not know this folder
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]  # ray's own
+    size, side = config.rollout.group_size, config.data.crop
+    few = {"num_cpus": 0.1}
+    worker, server = (ray.remote(kind).options(**few) for kind in (FreeRollout, FreeReward))
+    workers = partial(worker.remote, size, side, seconds, births)
+    rewards = [
+        Recipe(reward_role(reward.name), reward.replicas, partial(server.remote, reward, births), end)
+        for reward in config.rewards
+    ]
+    learner: Any = ray.remote(FreeLearner).options(**few).remote()
+    roles = (Recipe(ROLLOUT, config.rollout.workers, workers, end, slots=IN_FLIGHT), *rewards)
+    return Cluster((learner,), [learner.start.remote(config, ("", 0))], roles)
