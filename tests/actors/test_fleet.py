@@ -94,7 +94,7 @@ def test_a_replica_that_fails_while_others_succeed_pays_itself(role_of: RoleOf) 
             rests += [] if first is None else [first.rests_until]
         assert (len(bad.asked), dismissed) == (3, [bad])
         assert rests[0] == pytest.approx(0.1 + 10 + 0.1 + 20), "two failures, two rests"
-        assert role.lost[0].endswith("reward 'mine': out of memory")
+        assert role.lost[0].endswith("others work, the last: out of memory")
 
     virtually(scenario())
 
