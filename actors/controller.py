@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.autoscale import Autoscaler
+from actors.control import ControlPanel, RunStatus, here
 from actors.deadline import all_within, within
 from actors.evaluate import Evaluator
 from actors.fleet import Fleet
@@ -29,7 +31,7 @@ from actors.pool import Pool, idle_share
 from actors.role import NotGreeted, Role
 from actors.scoring import RewardPool, pool_values
 from actors.tagging import tagger_pools
-from actors.tasks import Alarm
+from actors.tasks import Alarm, Tasks
 from actors.training import Outcome, TrainingLoop
 from actors.weight_sync import WeightSync
 from rl.advantages import AdvantageBatch, to_reward_weight
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
     from learner.report import TrainReport
 
 
+STAGES = (Key.TIME_TAG, Key.TIME_SAMPLE, Key.TIME_SCORE, Key.TIME_TRAIN, Key.PUBLISH_TOTAL, Key.TIME_STEP)
+
+
 class Controller(TrainingLoop):
     """The loop of an online run; in addition to the common loop it enforces the age bound."""
 
@@ -52,10 +57,13 @@ class Controller(TrainingLoop):
         super().__init__(config, cluster.learners, monitor, run_dir)
         self.config = config
         self.cluster = cluster
+        self.last: dict[str, Value] = {}
+        """Figures of the last step."""
 
     async def run(self, *, resume: bool) -> Outcome:
         """Train to the last step, or until the end of the step during which `stop` was set."""
         parts = self._parts()
+        parts.background.start(self._panel(parts).run())
         try:
             await parts.alarm.guard(self._run(parts, resume=resume))
         finally:
@@ -72,6 +80,21 @@ class Controller(TrainingLoop):
         await self._steps(parts)
         if self.step == self.config.train.steps:
             self.log(await parts.evaluator.run("end", self.step))
+
+    def _panel(self, parts: "_Parts") -> ControlPanel:
+        def status() -> RunStatus:
+            last = parts.sync.last
+            roles = parts.fleet.status({pool.role.name: pool.queued for pool in parts.queues})
+            pushed, push_s = (None, 0.0) if last is None else (last.version, last.total_s)
+            stages = {key.value: value for key in STAGES if isinstance(value := self.last.get(key), float)}
+            name, steps = self.config.run.name, self.config.train.steps
+            return RunStatus(time.time(), *here(), name, self.step, steps, pushed, push_s, stages, roles)
+
+        def stop() -> str:
+            self.stop.set()
+            return f"step {self.step + 1} is finished and saved, then the run ends"
+
+        return ControlPanel(self.run_dir, status, parts.fleet.resize, stop)
 
     async def _first_push(self, parts: "_Parts", *, resume: bool) -> None:
         """Workers become ready with it, as soon as they are loaded."""
@@ -103,7 +126,9 @@ class Controller(TrainingLoop):
 
         fleet[ROLLOUT].greet = greet
         queues: list[Pool[Any]] = [workers, *pools, *taggers.values()]
-        return _Parts(alarm, fleet, lanes, pools, queues, sync, versions, evaluator, reference)
+        scaler = None if config.rollout.autoscale is None else Autoscaler(config.rollout.autoscale)
+        background = Tasks(alarm)
+        return _Parts(alarm, background, fleet, lanes, pools, queues, sync, versions, evaluator, reference, scaler)
 
     async def _steps(self, parts: "_Parts") -> None:
         slots: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
@@ -141,8 +166,11 @@ class Controller(TrainingLoop):
         await parts.versions.publish(push.version)
         self.step += 1
         step_s = watch()
-        values = {**report.values(), **push.values(trained()), **self._lane_values(groups, parts, push.version, step_s)}
-        await self._record(groups, batch, {**values, Key.IDLE_LEARNER: idle_share(report.train_s, step_s)})
+        idle = idle_share(report.train_s, step_s)
+        lanes = self._lane_values(groups, parts, push.version, step_s)
+        self.last = {**report.values(), **push.values(trained()), **lanes, Key.IDLE_LEARNER: idle}
+        parts.rescale(idle, float(np.mean(lanes[Key.IDLE_ROLLOUT])))
+        await self._record(groups, batch, self.last)
 
     def _horizon(self, evaluator: Evaluator) -> int:
         """The last step that may be sampled now: an evaluation borrows the workers, so no lane runs across it."""
@@ -204,6 +232,7 @@ class _Parts:
     """The objects that a run's event loop works with."""
 
     alarm: Alarm
+    background: Tasks
     fleet: Fleet
     lanes: Sampling
     pools: list[RewardPool]
@@ -214,8 +243,18 @@ class _Parts:
     evaluator: Evaluator
     reference: "asyncio.Future[str | None]"
     """Digest of the learner's reference adapter."""
+    scaler: Autoscaler | None = None
+
+    def rescale(self, idle_learner: float, idle_rollout: float) -> None:
+        """Where the recipe asks for it."""
+        role = self.fleet[ROLLOUT]
+        if self.scaler is not None:
+            wanted = self.scaler.after_step(role.wanted, idle_learner, idle_rollout)
+            if wanted != role.wanted:
+                print(self.fleet.resize(ROLLOUT, wanted), flush=True)
 
     def close(self) -> None:
+        self.background.close()
         for queue in self.queues:
             queue.close()
         self.fleet.close()

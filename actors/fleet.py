@@ -1,10 +1,14 @@
 """Who works in this run, role by role. Pools, pushes, evaluations and metrics ask here; nobody else keeps handles."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+from actors.control import MemberStatus, RoleStatus
 from actors.role import Counts, Role
+from rl.errors import InputError
 from rl.metrics import Key, Value
+
+LOSSES_SHOWN = 5
 
 
 class Fleet:
@@ -22,6 +26,36 @@ class Fleet:
     async def open(self) -> None:
         """Start every role; their members load at the same time."""
         await asyncio.gather(*(role.open() for role in self))
+
+    def resize(self, name: str, wanted: int) -> str:
+        """Have so many members from now on; says what changes.
+
+        Raises:
+            InputError: no such role, or a number below 1.
+        """
+        if name not in self._roles:
+            raise InputError(f"role {name}: expected one of {', '.join(self._roles)}")
+        if wanted < 1:
+            raise InputError(f"role {name}: expected at least 1 member, got {wanted}; isrl stop ends a run")
+        role = self._roles[name]
+        before, line = role.wanted, f"{name}: {role.wanted} -> {wanted} members"
+        role.resize(wanted)
+        return f"{line}; those that leave finish their work first" if wanted < before else line
+
+    def status(self, queued: Mapping[str, int]) -> tuple[RoleStatus, ...]:
+        """Every role with its members; `queued` by role."""
+        now = asyncio.get_running_loop().time()
+        return tuple(
+            RoleStatus(
+                role.name, role.wanted, queued.get(role.name, 0),
+                tuple(
+                    MemberStatus(m.name, m.state, m.calls, m.answered, round(now - m.since, 1), m.version, m.strikes)
+                    for m in role.members
+                ),
+                tuple(role.lost[-LOSSES_SHOWN:]),
+            )
+            for role in self
+        )  # fmt: skip
 
     def values(self) -> dict[str, Value]:
         """Under the keys of the metrics table; resets the counts."""

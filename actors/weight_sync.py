@@ -62,7 +62,7 @@ class WeightSync:
         self._deadline_s = deadline_s
         self._newest: Published | None = None
         self._published = asyncio.Event()
-        self._last: PushReport | None = None
+        self.last: PushReport | None = None
         self._effects: Mapping[str, float] | None = None
         """Effect of the first adapter, per worker, until a push that must change it has been checked."""
         self._watching = True
@@ -90,7 +90,7 @@ class WeightSync:
         if not ema:
             self._refuse_equal_bytes(report, must_change=must_change)
             self._watch(report, echoes, must_change=must_change)
-            self._last = report
+            self.last = report
         return report
 
     async def admit(self, member: Member) -> None:
@@ -123,9 +123,9 @@ class WeightSync:
         return echo
 
     def _refuse_equal_bytes(self, report: PushReport, *, must_change: bool) -> None:
-        if must_change and self._last is not None and report.digest == self._last.digest:
+        if must_change and self.last is not None and report.digest == self.last.digest:
             raise PushError(
-                f"version {report.version} has the bytes of version {self._last.version}: the optimiser step changed "
+                f"version {report.version} has the bytes of version {self.last.version}: the optimiser step changed "
                 "nothing although the gradient was not zero (learning rate 0?)"
             )
 

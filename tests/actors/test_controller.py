@@ -18,7 +18,7 @@ from actors.launch import Cluster
 from actors.monitor import Monitor
 from actors.role import Role
 from actors.scoring import RewardPool
-from actors.tasks import Alarm
+from actors.tasks import Alarm, Tasks
 from actors.weight_sync import PushReport
 from learner.report import TrainReport
 from rl.config.load import validate
@@ -125,17 +125,19 @@ def stage(
         controller = Controller(config, Cluster((learner,), [started()], ()), monitor, tmp_path)
         made = Stage(controller, events, {}, tmp_path)
         lanes = Lanes(lambda: made, lag, failing)
-        queue = SimpleNamespace(close=lambda: events.append("close"))
 
         def parts() -> _Parts:
             rollout, reward = role_of("rollout"), role_of("reward.lr_consistency")
             stand_ins: dict[str, Any] = {
-                "lanes": lanes, "queues": [queue], "sync": SimpleNamespace(push=push),
+                "lanes": lanes, "sync": SimpleNamespace(push=push, last=None),
+                "queues": [SimpleNamespace(close=lambda: events.append("close"), role=rollout, queued=0)],
                 "versions": SimpleNamespace(publish=publish),
                 "evaluator": SimpleNamespace(run=evaluate, due=lambda step: step in evaluate_at),
             }  # fmt: skip
             pools, reference = [RewardPool(config.rewards[0], reward)], asyncio.get_running_loop().create_future()
-            return _Parts(Alarm(), Fleet([rollout, reward]), pools=pools, reference=reference, **stand_ins)
+            alarm = Alarm()
+            fleet = Fleet([rollout, reward])
+            return _Parts(alarm, Tasks(alarm), fleet, pools=pools, reference=reference, **stand_ins)
 
         monkeypatch.setattr(controller, "_parts", parts)
         monkeypatch.setattr(controller, "_sheet", sheet)

@@ -4,6 +4,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from free_processes import REWARD, free_cluster
 
+from actors.control import MemberStatus, read_status
 from actors.controller import Controller
 from actors.launch import start_ray
 from actors.monitor import Monitor
@@ -129,6 +132,47 @@ def check(folder: Path, killer: Killer, controller: Controller, kills: int) -> N
 def test_a_run_outlives_its_workers_and_servers(tmp_path: Path, ray_started: None) -> None:
     killer, controller = run_under_fire(tmp_path, recipe(tmp_path, 4000), kills=6, every_s=1.5)
     check(tmp_path, killer, controller, 6)
+
+
+def test_a_running_job_is_watched_scaled_and_stopped_from_another_shell(tmp_path: Path, ray_started: None) -> None:
+    """Through the commands: a third worker joins and works, one leaves, and the run ends after its step."""
+
+    def isrl(*words: str) -> str:
+        command = [sys.executable, "-m", "actors.cli", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    async def everything() -> Controller:
+        config = recipe(tmp_path, 10**6)
+        cluster = free_cluster(config, tmp_path / "births", seconds=0.05)
+        controller = Controller(config, cluster, Monitor(config.monitor, tmp_path, "run", 1, {}), tmp_path)
+        running = asyncio.ensure_future(controller.run(resume=False))
+        folder = str(tmp_path)
+        while controller.step == 0:
+            await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(isrl, "scale", folder, "rollout=3") == "rollout: 2 -> 3 members\n"
+        while (worker := _working(tmp_path, "rollout-2")) is None:
+            await asyncio.sleep(0.1)
+        assert worker.version is not None, "it has echoed an adapter"
+        assert "rollout-2" in await asyncio.to_thread(isrl, "status", folder)
+        left = await asyncio.to_thread(isrl, "scale", folder, "rollout=1")
+        assert left == "rollout: 3 -> 1 members; those that leave finish their work first\n"
+        stopped = await asyncio.to_thread(isrl, "stop", folder, "--wait")
+        assert stopped.endswith("is finished and saved, then the run ends\n")
+        await running
+        return controller
+
+    controller = asyncio.run(everything())
+    assert controller.outcome.interrupted and controller.ledger.trained == 8 * controller.step > 0
+    status = read_status(tmp_path)
+    assert status.ended and [role.wanted for role in status.roles] == [1, 2] and not status.roles[0].lost
+
+
+def _working(folder: Path, name: str) -> MemberStatus | None:
+    """That member, once it has answered."""
+    members = [member for role in read_status(folder).roles for member in role.members]
+    return next((member for member in members if member.name == name and member.answered), None)
 
 
 @pytest.mark.slow
