@@ -13,6 +13,9 @@ from actors.commands.plan import plan
 from actors.commands.pretrain import pretrain
 from actors.commands.report import report
 from actors.commands.restore import restore
+from actors.commands.scale import scale
+from actors.commands.status import status
+from actors.commands.stop import stop
 from actors.commands.train import train
 from rl.errors import InputError, RunFailed
 
@@ -24,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for verb in (train, plan, pretrain, restore, export, report):
+for verb in (train, status, scale, stop, plan, pretrain, restore, export, report):
     app.command()(verb)
 
 

@@ -2,7 +2,6 @@
 through the same workers and reward servers as training."""
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import ray
 
 from actors.deadline import within
 from actors.lanes import Sampling
-from actors.scoring import RewardPool, score_group
+from actors.pool import GroupFailed
 from actors.tagging import TaggerPool
 from actors.weight_sync import WeightSync
 from rl.config.online import RunConfig
@@ -34,13 +33,11 @@ class Evaluator:
     """Writes eval.jsonl and keeps the pixels of a few crops."""
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, lanes: Sampling, pools: Sequence[RewardPool], sync: WeightSync,
-        tagger: TaggerPool | None = None,
-    ) -> None:  # fmt: skip
+        self, config: RunConfig, run_dir: Path, lanes: Sampling, sync: WeightSync, tagger: TaggerPool | None = None
+    ) -> None:
         self._config = config
         self._run_dir = run_dir
         self._lanes = lanes
-        self._pools = pools
         self._sync = sync
         self._tagger = tagger
         self._start: dict[str, float] = {}
@@ -59,12 +56,15 @@ class Evaluator:
             return {}
         await self._tag()
         version = (await self._sync.push(ema=True)).version
-        results = await asyncio.gather(*(self._crop(task, phase, version) for task in self._tasks))
+        answers = await asyncio.gather(*(self._crop(task, phase, version) for task in self._tasks))
+        results = [answer for answer in answers if answer is not None]
+        if not results:
+            raise RuntimeError(f"evaluation '{phase}': no crop of {len(answers)} could be scored, see above")
         records = [record for crop, _ in results for record in crop]
         append_eval(self._run_dir / EVAL_FILE, records)
         shown = [group for _, group in results if group is not None]
         self._keep(phase, step, shown)
-        return self._metrics(phase, records)
+        return {**self._metrics(phase, records), Key.EVAL_FAILED: float(len(answers) - len(results))}
 
     async def _tag(self) -> None:
         """Once per process: every evaluation has the same prompts, so that even a random tagger keeps them paired."""
@@ -72,11 +72,17 @@ class Evaluator:
         if tagger is not None:
             self._tasks = [task for task, _ in await asyncio.gather(*map(tagger.prompted, self._tasks))]
 
-    async def _crop(self, task: SRTask, phase: Phase, version: int) -> tuple[list[EvalRecord], RolloutGroup | None]:
+    async def _crop(
+        self, task: SRTask, phase: Phase, version: int
+    ) -> tuple[list[EvalRecord], RolloutGroup | None] | None:
+        """None: a server failed on it for good; the crop is left out, as a failure has no score."""
         seeds = eval_seeds(task.lr_id, self._samples)
         task_ref = ray.put(task)
-        receipt, group_ref = await self._lanes.rollout(task_ref, seeds, training=False)
-        table = await score_group(self._pools, task.ordinal, task_ref, group_ref)
+        try:
+            sampled, table = await self._lanes.sample_and_score(task.ordinal, task_ref, seeds, training=False)
+        except GroupFailed as failure:
+            print(f"evaluation '{phase}', crop {task.lr_id} is left out: {failure}", flush=True)
+            return None
         photo = task.lr_id.partition("@")[0]
         records = [
             EvalRecord(phase, version, photo, task.lr_id, seed, dict(zip(table.names, map(float, row), strict=True)))
@@ -84,7 +90,7 @@ class Evaluator:
         ]
         stride = max(1, len(self._tasks) // SHOWN)
         shown = task.ordinal % stride == 0 and task.ordinal // stride < SHOWN
-        return records, await self._fetch(group_ref) if shown else None
+        return records, await self._fetch(sampled.group_ref) if shown else None
 
     async def _fetch(self, group_ref: Any) -> RolloutGroup:
         deadline_s = self._config.rollout.deadline_s

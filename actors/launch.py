@@ -7,27 +7,43 @@ driver ── RolloutActor x N ── RewardActor x replicas, per reward ── 
 import logging
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from actors.deadline import get_within
+from actors.role import Recipe
 from rl.config.online import RunConfig
 from rl.config.reward import RewardSection
 from rl.config.server import ServerSection
 from rl.config.tagger import TaggerSection
 from rl.config.training import TrainingSection
 
+ROLLOUT = "rollout"
+IN_FLIGHT = 2
+"""Calls per rollout worker, so that it never waits for the driver between two groups."""
+TWO_REFERENCES = (
+    "policy.reference: learner ranks and rollout workers hold different adapters, digests {digests}; copy the same "
+    "file to every machine"
+)
+
+
+def reward_role(name: str) -> str:
+    return f"reward.{name}"
+
+
+def tagger_role(where: str) -> str:
+    return f"tagger.{where}"
+
 
 @dataclass(frozen=True, eq=False)
 class Cluster:
-    """Handles of every process of a run."""
+    """The processes of an online run: the learner's ranks, and how members of every other role are made."""
 
-    workers: tuple[Any, ...]
-    rewards: dict[str, tuple[Any, ...]]
-    """Reward name -> replicas."""
     learners: tuple[Any, ...]
-    taggers: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Data section -> replicas."""
+    started: list[Any]
+    """One call per rank, which ends when all ranks have joined, with the digest of the reference adapter."""
+    roles: tuple[Recipe, ...]
 
 
 def start_ray(config: TrainingSection) -> None:
@@ -50,25 +66,18 @@ def start_ray(config: TrainingSection) -> None:
 
 
 def spawn(config: RunConfig) -> Cluster:
-    """Create every actor and wait until each has loaded its model; the learner's ranks join one another last."""
-    workers = _spawn_workers(config)
-    rewards = {r.name: tuple(_spawn_reward(r, config.map_cell_px) for _ in range(r.replicas)) for r in config.rewards}
-    taggers = {at: tuple(_spawn_tagger(at, t) for _ in range(t.replicas)) for at, t in config.taggers.items()}
+    """Ask Ray for the learner's ranks, and say how the others are made; nothing is waited for but rank 0's address."""
     learners, started = _spawn_learners(config)
-    deadline_s = config.learner.deadline_s
-    servers = [server for pool in (*rewards.values(), *taggers.values()) for server in pool]
-    sampling = [worker.ready.remote() for worker in workers]
-    ready = [server.ready.remote() for server in servers]
-    answers = get_within([*started, *sampling, *ready], deadline_s, "start of all processes", "learner.deadline_s")
-    _refuse_two_references(answers[: len(started) + len(sampling)])
-    return Cluster(workers, rewards, learners, taggers)
+    rewards = [_reward_recipe(reward, config.map_cell_px) for reward in config.rewards]
+    taggers = [_tagger_recipe(where, tagger) for where, tagger in config.taggers.items()]
+    return Cluster(learners, started, (_rollout_recipe(config), *rewards, *taggers))
 
 
 def spawn_learners(config: TrainingSection) -> tuple[Any, ...]:
     """Create only the learner's ranks, all that an offline run needs, and wait until they have joined one another."""
     learners, started = _spawn_learners(config)
     digests = get_within(started, config.learner.deadline_s, "start of the learner", "learner.deadline_s")
-    _refuse_two_references(digests)
+    refuse_two_references(digests)
     return learners
 
 
@@ -80,43 +89,52 @@ def _spawn_learners(config: TrainingSection) -> tuple[tuple[Any, ...], list[Any]
     return learners, [learner.start.remote(config, master) for learner in learners]
 
 
-def _refuse_two_references(digests: list[str | None]) -> None:
+def refuse_two_references(digests: list[str | None]) -> None:
     """Sampling and losses must use the same reference; a file that differs between machines would break that."""
     if len(set(digests)) > 1:
-        raise RuntimeError(
-            f"policy.reference: learner ranks and rollout workers hold different adapters, digests {digests}; copy the "
-            "same file to every machine"
-        )
+        raise RuntimeError(TWO_REFERENCES.format(digests=digests))
 
 
-def _spawn_workers(config: RunConfig) -> tuple[Any, ...]:
+def _rollout_recipe(config: RunConfig) -> Recipe:
     import ray
 
     from actors.roles import RolloutActor
 
-    remote = ray.remote(RolloutActor)
     cpus, gpus = config.rollout.cpus_per_worker, config.rollout.gpus_per_worker
-    placed = remote.options(num_cpus=cpus, num_gpus=gpus)
-    return tuple(placed.remote(config) for _ in range(config.rollout.workers))
+    placed = ray.remote(RolloutActor).options(num_cpus=cpus, num_gpus=gpus)
+    return Recipe(ROLLOUT, config.rollout.workers, lambda: placed.remote(config), end, slots=IN_FLIGHT)
 
 
-def _spawn_reward(config: RewardSection, cell_px: int | None) -> Any:
+def _reward_recipe(config: RewardSection, cell_px: int | None) -> Recipe:
     from actors.roles import RewardActor
 
-    return _server(RewardActor, config).remote(config, cell_px)
+    placed = _server(RewardActor, config)
+    return _server_recipe(reward_role(config.name), config, lambda: placed.remote(config, cell_px))
 
 
-def _spawn_tagger(where: str, config: TaggerSection) -> Any:
+def _tagger_recipe(where: str, config: TaggerSection) -> Recipe:
     from actors.roles import TaggerActor
 
-    return _server(TaggerActor, config).remote(where, config)
+    placed = _server(TaggerActor, config)
+    return _server_recipe(tagger_role(where), config, lambda: placed.remote(where, config))
+
+
+def _server_recipe(name: str, config: ServerSection, start: Callable[[], Any]) -> Recipe:
+    return Recipe(name, config.replicas, start, end, slots=config.slots, concurrency=config.slots)
+
+
+def end(handle: Any) -> None:
+    """End a process at once, whatever it is doing; its waiting calls fail."""
+    import ray
+
+    ray.kill(handle)
 
 
 def _server(actor: type, config: ServerSection) -> Any:
     """The actor class with the resources of one replica."""
     import ray
 
-    options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus}
+    options: dict[str, Any] = {"num_cpus": config.cpus, "num_gpus": config.gpus, "max_concurrency": config.slots}
     if config.runtime_env is not None:
         options["runtime_env"] = config.runtime_env
     return ray.remote(actor).options(**options)

@@ -40,7 +40,7 @@ class OfflineLoop(TrainingLoop):
 
     async def _one_step(self, source: PoolSource) -> None:
         watch = Stopwatch()
-        ordinals = [self.ledger.issue() for _ in range(self.config.train.groups_per_step)]
+        ordinals = [self.ledger.issue(self.step, slot) for slot in range(self.config.train.groups_per_step)]
         tasks, groups, tables = zip(*(source.item(ordinal) for ordinal in ordinals), strict=True)
         scores = np.stack(tables)
         batch = self.config.advantage.advantages(scores, self.config.scores, tasks)

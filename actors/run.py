@@ -49,7 +49,7 @@ def run(config: TrainingSection, *, resume: bool) -> Outcome:
 
 
 def _online(config: RunConfig, run_dir: Path, resume: bool) -> Outcome:
-    cluster = _timed(lambda: spawn(config))
+    cluster = spawn(config)
     with _monitor(config, run_dir) as monitor:
         outcome = asyncio.run(_until_done_or_interrupted(Controller(config, cluster, monitor, run_dir), resume))
         finish(config, run_dir, cluster.learners[0], outcome.steps)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.pool import Pool, Request
+from actors.role import Role
 from rewards.base import TaggerError
 from rl.config.data import DataSection
 from rl.config.online import RunConfig
@@ -20,14 +21,14 @@ class TaggerPool(Pool[ImageTags]):
         where: the section, `data` or `eval.data`.
         config: that section's tagger.
         suffix: that section's `prompt_suffix`.
-        servers: one handle per replica.
+        role: the taggers.
     """
 
     error = TaggerError
     doing = "tagging"
 
-    def __init__(self, where: str, config: TaggerSection, suffix: str, servers: Sequence[Any]) -> None:
-        super().__init__(where, config, config.batch_images, servers)
+    def __init__(self, where: str, config: TaggerSection, suffix: str, role: Role) -> None:
+        super().__init__(where, config, config.batch_images, role)
         self._image = config.image
         self._suffix = suffix
 
@@ -43,8 +44,8 @@ class TaggerPool(Pool[ImageTags]):
         tags = await self._ask(task.ordinal, TagRequest(task.ordinal, image))
         return replace(task, prompt=with_suffix(tags.text, self._suffix)), tags.seconds
 
-    def _send(self, server: Any, batch: Sequence[Request[ImageTags]]) -> Awaitable[list[ImageTags]]:
-        call: Awaitable[list[ImageTags]] = server.tag.remote(*(request.carriers[0] for request in batch))
+    def _send(self, handle: Any, batch: Sequence[Request[ImageTags]]) -> Awaitable[list[ImageTags]]:
+        call: Awaitable[list[ImageTags]] = handle.tag.remote(*(request.carriers[0] for request in batch))
         return call
 
     def _check(self, batch: Sequence[Request[ImageTags]], answers: Sequence[ImageTags]) -> None:
@@ -63,15 +64,15 @@ class TaggerPool(Pool[ImageTags]):
             raise TaggerError(self.name, f"expected {'; '.join(says for _, says in wrong[:2])}", ordinals=ordinals)
 
 
-def tagger_pools(config: RunConfig, servers: Mapping[str, Sequence[Any]]) -> dict[str, TaggerPool]:
-    """Section -> the pool that writes its prompts; sections without a tagger are absent. `servers` are those spawned
-    for `config.taggers`; an evaluation may share those of training."""
+def tagger_pools(config: RunConfig, roles: Mapping[str, Role]) -> dict[str, TaggerPool]:
+    """Section -> the pool that writes its prompts; sections without a tagger are absent. `roles` are those of
+    `config.taggers`; an evaluation may share that of training."""
     sections: dict[str, DataSection | None] = {
         "data": config.data,
         "eval.data": config.eval.data if config.eval else None,
     }
     return {
-        where: TaggerPool(where, data.tagger, data.prompt_suffix, servers.get(where) or servers["data"])
+        where: TaggerPool(where, data.tagger, data.prompt_suffix, roles.get(where) or roles["data"])
         for where, data in sections.items()
         if data is not None and data.tagger is not None
     }

@@ -34,7 +34,7 @@ class TrainingLoop:
     def __init__(self, config: TrainingSection, learners: Sequence[Any], monitor: Monitor, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.monitor = monitor
-        self.ledger = Ledger()
+        self.ledger = Ledger(config.train.groups_per_step)
         self.step = 0
         self.stop = asyncio.Event()
         """Set by an interrupt: the current step is finished and saved, then the run ends."""

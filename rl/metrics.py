@@ -105,6 +105,11 @@ class Key(StrEnum):
     PERF_IMAGES = "perf/images_per_s", "images/s", "trained images over the wall time of the step"
     TAGGER_FAILED = "tagger/failed", "groups", "groups dropped in this step because the tagger failed"
     GROUP_DROPPED = "group/dropped", "groups", "groups dropped in this step for whatever reason, and re-issued"
+    GROUP_RESAMPLED = "group/resampled", "groups", "groups sampled again, as the same, because their node died"
+    FLEET_READY = "fleet/<name>/ready", "members", "members of a role that may work, at the end of the step"
+    FLEET_JOINED = "fleet/<name>/joined", "members", "members that joined in this step"
+    FLEET_LOST = "fleet/<name>/lost", "members", "members lost in this step: died, hung, or failed too often"
+    EVAL_FAILED = "eval/failed", "crops", "held-out crops without scores because a server failed on them"
     EVAL_MEAN = "eval/<name>/mean", "score", "mean over the held-out crops and seeds"
     EVAL_DELTA = "eval/<name>/delta", "score", "eval mean minus the mean at the start of the run"
 

@@ -9,6 +9,7 @@ from rl.config.online import RunConfig
 from rl.config.rollout import SamplerSection
 from rl.flow.cells import Cells
 from rl.flow.trajectory import join_trajectories
+from rl.identity import Identity
 from rl.policies import load_policy
 from rl.policies.base import Condition, member_noise, to_uint8
 from rl.policies.lora import OLD, Adapters, SnapshotRefused, install_snapshot, installed_digest
@@ -131,7 +132,7 @@ class RolloutWorker:
         sampler, objective = self.config.sampler, self.config.objective
         noises = [self._noise(condition, (seeds[:1] * len(seeds) if sampler.shared_noise else seeds)[p]) for p in parts]
         if objective.likelihood:
-            run = (task.seed, task.ordinal // self.config.train.groups_per_step)
+            run = (task.seed, Identity.of(task.ordinal, self.config.train.groups_per_step).step)
             drawn = [
                 self.policy.trajectory(
                     noise, condition, sampler, seeds[part], run, keep_mean=objective.keeps_mean, cells=self._cells

@@ -13,3 +13,4 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Dotted overrides: train.steps=10 rewards.0.weight=2 run.dir=runs/a"),
 ]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a running job: its run.dir.")]

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from rl.config.base import Section
 from rl.config.data import AnyData
+from rl.config.fleet import FleetSection
 from rl.config.reward import AnyReward
 from rl.config.rollout import AnySampler, RolloutSection, SamplerSection
 from rl.config.tagger import TaggerSection
@@ -52,6 +53,7 @@ class RunConfig(TrainingSection):
     rewards: list[AnyReward] = Field(min_length=1)
     eval: EvalSection | None = None
     """None: no evaluation."""
+    fleet: FleetSection = FleetSection()
     schema_version: Literal[2] = 2
 
     @model_validator(mode="before")

@@ -185,12 +185,32 @@ SAMPLERS: dict[str, str] = {
 AnySampler = Annotated[SamplerSection, OpenUnion(SAMPLERS, base=SamplerSection, key="solver", default="dpm2")]
 
 
+class AutoscaleSection(Section):
+    """Rollout workers come and go with the need for them."""
+
+    min: int = Field(1, ge=1)
+    max: int = Field(ge=1)
+    idle: float = Field(0.3, gt=0, lt=1)
+    """Share of a step without work from which on a role counts as waiting for another."""
+    patience: int = Field(3, ge=1)
+    """Steps in a row that have to say the same. Ours, like the share: nobody has published either."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"autoscale: expected min <= max, got {self.min} and {self.max}")
+        return self
+
+
 class RolloutSection(Section):
     """One group per LR image; every member has its own noise seed."""
 
     group_size: int = 12
     """LucidNFT: 12. At least 2: a group of one has no relative advantage."""
     workers: int = Field(1, ge=1)
+    """At the start; `isrl scale` changes it while the run goes on."""
+    autoscale: AutoscaleSection | None = None
+    """None: the number changes only by hand."""
     cpus_per_worker: float = Field(1.0, gt=0)
     gpus_per_worker: float = Field(0.0, ge=0)
     threads: int = Field(1, ge=1)
@@ -200,6 +220,9 @@ class RolloutSection(Section):
     sampler: AnySampler | None = None
     """If unset, the policy's first solver with its defaults."""
     deadline_s: float = Field(600.0, gt=0)
+    """Of one group, from the moment at which its worker may begin it; then the worker is replaced."""
+    retries: int = Field(2, ge=0)
+    """Further attempts after a failure; then the whole group is dropped and reissued."""
 
     @model_validator(mode="after")
     def _a_group(self) -> Self:

@@ -21,6 +21,9 @@ class ServerSection(Section):
     retries: int = Field(2, ge=0)
     """Further attempts after a failure; then the whole group is dropped and reissued."""
     deadline_s: float = Field(300.0, gt=0)
+    """Of one call, from the moment at which the replica may begin it; then the replica is replaced."""
+    slots: int = Field(1, ge=1)
+    """Calls that one replica answers at the same time; more than 1 for a scorer that waits for another machine."""
     runtime_env: dict[str, object] | None = None
     """Ray `runtime_env` of the server, for code with packages that conflict with ours."""
 

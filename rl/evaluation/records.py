@@ -101,10 +101,11 @@ def read_eval(path: Path) -> tuple[EvalRecord, ...]:
 
 
 def changes(records: Iterable[EvalRecord], *, level: float = 0.95) -> tuple[Change, ...]:
-    """One row per reward, from phase `start` to the newest version of phase `end`; empty if either is missing.
+    """One row per reward, from phase `start` to the newest version of phase `end`; empty if either is missing. Crops
+    that a server failed on are in one of them only, and count in neither.
 
     Raises:
-        NotComparable: `eval.crops`, `eval.samples`, `eval.data` or the rewards changed between them.
+        NotComparable: `eval.samples`, `eval.data` or the rewards changed between them.
     """
     everything = tuple(records)
     start = _by_pair(record for record in everything if record.phase == "start")
@@ -112,13 +113,14 @@ def changes(records: Iterable[EvalRecord], *, level: float = 0.95) -> tuple[Chan
     end = _by_pair(record for record in everything if record.phase == "end" and record.policy_version == newest)
     if not start or not end:
         return ()
-    if start.keys() != end.keys():
-        lone = sorted(start.keys() ^ end.keys())
+    crops = {crop for crop, _ in start} & {crop for crop, _ in end}
+    lone = sorted(pair for pair in start.keys() ^ end.keys() if pair[0] in crops or not crops)
+    if lone:
         raise NotComparable(
             f"evaluation: expected the same (crop, seed) pairs at start and end, got {len(start)} and {len(end)}; "
             f"unpaired: {lone[:3]}{' ...' if len(lone) > 3 else ''}"
         )
-    pairs = sorted(start)
+    pairs = sorted(start.keys() & end.keys())
     photos = np.unique([start[pair].photo for pair in pairs], return_inverse=True)[1]
     names = tuple(start[pairs[0]].scores)
     return tuple(_change(name, _column(start, pairs, name), _column(end, pairs, name), photos, level) for name in names)

@@ -3,16 +3,34 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from actors import cli
+from actors.role import Recipe, Role
+from actors.tasks import Alarm
+from rl.config.fleet import FleetSection
 from rl.export import read_lora_header
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def role_of() -> Callable[..., Role]:
+    """A role whose members are ready, one per handle; a lost one is replaced by the next of `more`. Inside a loop."""
+
+    def make(name: str, *handles: Any, more: Iterable[Any] = (), alarm: Alarm | None = None, **fields: Any) -> Role:
+        coming, dismissed = iter(more), fields.pop("dismissed", [])
+        settings = FleetSection.model_validate(fields.pop("settings", {}))
+        recipe = Recipe(name, len(handles), lambda: next(coming), dismissed.append, **fields)
+        role = Role(recipe, settings, alarm or Alarm(), say=lambda line: None)
+        role.adopt(handles)
+        return role
+
+    return make
 
 
 @pytest.fixture

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.controller import Controller
+from actors.controller import Controller, _Parts
+from actors.fleet import Fleet
 from actors.lanes import LaneClock, ScoredGroup
 from actors.launch import Cluster
 from actors.monitor import Monitor
+from actors.role import Role
 from actors.scoring import RewardPool
+from actors.tasks import Alarm, Tasks
 from actors.weight_sync import PushReport
 from learner.report import TrainReport
 from rl.config.load import validate
@@ -51,12 +54,12 @@ class Lanes:
         self._stage, self._lag, self._failing = stage, lag, failing
         self.clock = LaneClock()
 
-    async def fill(self, step: int) -> ScoredGroup:
+    async def fill(self, step: int, slot: int) -> ScoredGroup:
         stage = self._stage()
         stage.happens(f"fill {step}")
         if step == self._failing:
             raise RuntimeError(f"a lane of step {step} failed")
-        ordinal = stage.controller.ledger.issue()
+        ordinal = stage.controller.ledger.issue(step, slot)
         task = SRTask(ordinal, f"i{ordinal}", np.zeros((3, 4, 4), np.uint8), None, 4, 0)
         receipt = RolloutReceipt(ordinal, max(0, step - self._lag), "d", 4, 0.5)
         scores = np.arange(4.0)[:, None] + ordinal
@@ -81,7 +84,9 @@ def run_of(steps: int, lag: int, save_every: int) -> RunConfig:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Stage, Lanes]]:
+def stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role_of: Callable[..., Role]
+) -> Callable[..., tuple[Stage, Lanes]]:
     def make(
         steps: int, lag: int, *, save_every: int = 100, evaluate_at: tuple[int, ...] = (), failing: int | None = None
     ) -> tuple[Stage, Lanes]:
@@ -113,16 +118,28 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
 
         learner = SimpleNamespace(train=SimpleNamespace(remote=train), save=SimpleNamespace(remote=save))
         monitor = Monitor(config.monitor, tmp_path, "run", config.train.steps, {})
-        controller = Controller(config, Cluster((), {}, (learner,)), monitor, tmp_path)
+
+        async def started() -> None:
+            """The base is the reference."""
+
+        controller = Controller(config, Cluster((learner,), [started()], ()), monitor, tmp_path)
         made = Stage(controller, events, {}, tmp_path)
         lanes = Lanes(lambda: made, lag, failing)
-        queue = SimpleNamespace(close=lambda: events.append("close"))
-        parts = SimpleNamespace(
-            lanes=lanes, pools=[RewardPool(config.rewards[0], [])], queues=[queue], sync=SimpleNamespace(push=push),
-            versions=SimpleNamespace(publish=publish),
-            evaluator=SimpleNamespace(run=evaluate, due=lambda step: step in evaluate_at),
-        )  # fmt: skip
-        monkeypatch.setattr(controller, "_parts", lambda: parts)
+
+        def parts() -> _Parts:
+            rollout, reward = role_of("rollout"), role_of("reward.lr_consistency")
+            stand_ins: dict[str, Any] = {
+                "lanes": lanes, "sync": SimpleNamespace(push=push, last=None),
+                "queues": [SimpleNamespace(close=lambda: events.append("close"), role=rollout, queued=0)],
+                "versions": SimpleNamespace(publish=publish),
+                "evaluator": SimpleNamespace(run=evaluate, due=lambda step: step in evaluate_at),
+            }  # fmt: skip
+            pools, reference = [RewardPool(config.rewards[0], reward)], asyncio.get_running_loop().create_future()
+            alarm = Alarm()
+            fleet = Fleet([rollout, reward])
+            return _Parts(alarm, Tasks(alarm), fleet, pools=pools, reference=reference, **stand_ins)
+
+        monkeypatch.setattr(controller, "_parts", parts)
         monkeypatch.setattr(controller, "_sheet", sheet)
         return made, lanes
 
@@ -150,7 +167,7 @@ def test_the_order_of_a_run_without_lag(stage: Callable[..., Any]) -> None:
     made, _ = stage(2, 0, save_every=1)
     outcome = run(made)
     assert (outcome.steps, outcome.interrupted) == (2, False)
-    first = ["evaluate start 0", "push False", "publish 0"]
+    first = ["push False", "evaluate start 0", "push False", "publish 0"]
     step_1 = ["fill 0", "fill 0", "train ('group 0', 'group 1')", "push True", "publish 1", "save 1"]
     step_2 = ["fill 1", "fill 1", "train ('group 2', 'group 3')", "push True", "publish 2", "sheet", "save 2"]
     assert made.events == [*first, *step_1, *step_2, "evaluate end 2", "close"]
@@ -178,10 +195,10 @@ def test_a_stop_finishes_and_saves_the_step_in_progress(stage: Callable[..., Any
     made, lanes = stage(9, 0)
     fill = lanes.fill
 
-    async def stopping(step: int) -> ScoredGroup:
+    async def stopping(step: int, slot: int) -> ScoredGroup:
         if step == 1:
             made.controller.stop.set()
-        return await fill(step)
+        return await fill(step, slot)
 
     lanes.fill = stopping
     outcome = run(made)
@@ -197,7 +214,7 @@ def test_what_a_step_reports(stage: Callable[..., Any]) -> None:
     assert [record.step for record in records] == [1, 2, 3]
     sources = {key.split("/")[0] for key in records[0].values}
     assert sources == {
-        "advantage", "group", "idle", "loss", "optim", "perf", "policy", "publish", "reward", "time",
+        "advantage", "fleet", "group", "idle", "loss", "optim", "perf", "policy", "publish", "reward", "time",
     }  # fmt: skip
     assert [record.values["policy/age_max"] for record in records] == [0, 1, 1]
     assert [record.values["policy/version"] for record in records] == [1, 2, 3]

@@ -35,7 +35,7 @@ def drawn(run_dir: Path, advantages: F64, r: F64, spatial: str) -> tuple[Any, ..
     }
     logged: list[tuple[Any, ...]] = []
     monitor: Any = SimpleNamespace(log_samples=lambda *call: logged.append(call))
-    controller = Controller(validate(RunConfig, raw, "test"), Cluster((), {}, (SimpleNamespace(),)), monitor, run_dir)
+    controller = Controller(validate(RunConfig, raw, "test"), Cluster((SimpleNamespace(),), [], ()), monitor, run_dir)
     images = np.zeros((2, 3, 32, 32), np.uint8)
 
     async def draw() -> None:

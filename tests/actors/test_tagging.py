@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 
 import actors.lanes
-from actors.lanes import Sampling, ScoredGroup, Versions
+from actors.lanes import RolloutPool, Sampling, ScoredGroup, Versions
 from actors.ledger import Ledger
 from actors.pool import GroupFailed
+from actors.role import Role
 from actors.scoring import RewardPool
 from actors.tagging import TaggerPool, tagger_pools
 from rewards.taggers.sections import PythonTaggerSection
 from rewards.taggers.server import TaggerServer
 from rl.config.online import RunConfig
 from rl.data.source import TaskSource
+from rl.identity import Identity
 from rl.types import ImageTags, RewardColumn, RolloutReceipt, SRTask, TagRequest, image_digest
 
 Tag = Callable[[list[TagRequest]], list[ImageTags]]
@@ -53,18 +55,25 @@ def settings(**fields: Any) -> PythonTaggerSection:
     return PythonTaggerSection.model_validate({"type": "python", "file": "x.py", "batch_images": 4, **fields})
 
 
-def prompts(tag: Tag, tasks: list[SRTask], suffix: str = "8k", **fields: Any) -> list[tuple[SRTask, float] | Exception]:
-    async def everything() -> list[Any]:
-        pool = TaggerPool("data", settings(**fields), suffix, [handle(tag)])
-        results = await asyncio.wait_for(asyncio.gather(*map(pool.prompted, tasks), return_exceptions=True), 20)
-        pool.close()
-        return results
+Prompts = Callable[..., list[tuple[SRTask, float] | Exception]]
 
-    return asyncio.run(everything())
+
+@pytest.fixture
+def prompts(role_of: Callable[..., Role]) -> Prompts:
+    def of(tag: Tag, tasks: list[SRTask], suffix: str = "8k", **fields: Any) -> list[tuple[SRTask, float] | Exception]:
+        async def everything() -> list[Any]:
+            pool = TaggerPool("data", settings(**fields), suffix, role_of("tagger.data", handle(tag)))
+            results = await asyncio.wait_for(asyncio.gather(*map(pool.prompted, tasks), return_exceptions=True), 20)
+            pool.close()
+            return results
+
+        return asyncio.run(everything())
+
+    return of
 
 
 @pytest.mark.parametrize(("image", "first"), [("hr", "mean 100.000, side 32"), ("lr", "mean 0.000, side 8")])
-def test_each_task_gets_the_tags_of_its_own_image(image: str, first: str, tmp_path: Path) -> None:
+def test_each_task_gets_the_tags_of_its_own_image(prompts: Prompts, image: str, first: str, tmp_path: Path) -> None:
     """Through the real server, several images a call; nothing but the prompt changes."""
     (tmp_path / "tags.py").write_text(CODE)
     server = TaggerServer("data", settings(file=str(tmp_path / "tags.py")))
@@ -80,7 +89,7 @@ def test_each_task_gets_the_tags_of_its_own_image(image: str, first: str, tmp_pa
     assert isinstance(results[0], tuple) and results[0][0].prompt == f"{first}, clean, 8k"
 
 
-def test_without_a_suffix_the_prompt_is_the_tags_and_the_seconds_are_the_servers() -> None:
+def test_without_a_suffix_the_prompt_is_the_tags_and_the_seconds_are_the_servers(prompts: Prompts) -> None:
     ((after, seconds),) = prompts(lambda requests: [answer(r) for r in requests], [task(0)], "")  # type: ignore[misc]
     assert (after.prompt, seconds) == ("a tree", 0.25)
 
@@ -103,7 +112,7 @@ WRONG: dict[str, tuple[Callable[[list[ImageTags]], list[ImageTags]], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_count_or_order_is_an_error_with_both_values(case: str) -> None:
+def test_wrong_count_or_order_is_an_error_with_both_values(prompts: Prompts, case: str) -> None:
     change, message = WRONG[case]
     results = prompts(
         lambda requests: change([answer(r) for r in requests]) if len(requests) > 1 else [],
@@ -113,7 +122,7 @@ def test_wrong_count_or_order_is_an_error_with_both_values(case: str) -> None:
     assert str(results[0]).startswith("tagger 'data' failed 1 times on group 0: ")
 
 
-def test_a_passing_failure_is_retried_and_only_as_often_as_configured() -> None:
+def test_a_passing_failure_is_retried_and_only_as_often_as_configured(prompts: Prompts) -> None:
     calls: list[list[int]] = []
 
     def tag(requests: list[TagRequest]) -> list[ImageTags]:
@@ -127,7 +136,7 @@ def test_a_passing_failure_is_retried_and_only_as_often_as_configured() -> None:
     assert str(failed) == "tagger 'data' failed 2 times on group 7: expected 1 answers, one per group, got 0"
 
 
-def test_an_image_that_cannot_be_tagged_does_not_cost_its_neighbours(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_tagged_does_not_cost_its_neighbours(prompts: Prompts, tmp_path: Path) -> None:
     (tmp_path / "tags.py").write_text("def tag(images): return ['' if i[0, 0, 0] == 102 else 'x' for i in images]\n")
     server = TaggerServer("data", settings(file=str(tmp_path / "tags.py")))
 
@@ -139,14 +148,16 @@ def test_an_image_that_cannot_be_tagged_does_not_cost_its_neighbours(tmp_path: P
     assert "failed 2 times on group 2" in str(results[2]) and "got image" in str(results[2])
 
 
-def test_hr_tags_of_a_task_without_hr_are_refused() -> None:
+def test_hr_tags_of_a_task_without_hr_are_refused(prompts: Prompts) -> None:
     (result,) = prompts(lambda requests: [answer(r) for r in requests], [task(3, hr=False)])
     assert isinstance(result, ValueError) and "task 3 'i3' has no HR image to tag" in str(result)
 
 
 @pytest.fixture
-def sampling(monkeypatch: pytest.MonkeyPatch, naosd_config: Callable[..., Any]) -> Callable[..., Any]:
-    """`fill(0)` on lanes with a stand-in worker and reward, and with `tag` behind a tagger pool."""
+def sampling(
+    monkeypatch: pytest.MonkeyPatch, naosd_config: Callable[..., Any], role_of: Callable[..., Role]
+) -> Callable[..., Any]:
+    """`fill(0, 0)` on lanes with a stand-in worker and reward, and with `tag` behind a tagger pool."""
     monkeypatch.setattr(actors.lanes.ray, "put", lambda task: task)
 
     async def fill(tag: Tag, sampled: list[SRTask], ledger: Ledger) -> tuple[Sampling, ScoredGroup]:
@@ -161,51 +172,55 @@ def sampling(monkeypatch: pytest.MonkeyPatch, naosd_config: Callable[..., Any]) 
         rollout = SimpleNamespace(remote=lambda task, *_, **__: (receipt(task), task.ordinal))
         worker = SimpleNamespace(rollout=SimpleNamespace(options=lambda **_: rollout))
         columns = remote(lambda count, task, group: [RewardColumn(task.ordinal, "lr_consistency", np.ones(4), 0.1)])
-        rewards = [RewardPool(config.rewards[0], [SimpleNamespace(score=columns)])]
-        pools = tagger_pools(config, {"data": [handle(tag)]})
+        rewards = [RewardPool(config.rewards[0], role_of("reward.lr_consistency", SimpleNamespace(score=columns)))]
+        workers = RolloutPool(config, role_of("rollout", worker))
+        pools = tagger_pools(config, {"data": role_of("tagger.data", handle(tag))})
         versions = Versions()
         source = TaskSource(config.data, 0)
-        lanes = Sampling(config, source, ledger, rewards, (worker,), versions, pools["data"])
+        lanes = Sampling(config, source, ledger, workers, rewards, versions, pools["data"])
         await versions.publish(0)
         try:
-            return lanes, await asyncio.wait_for(lanes.fill(0), 20)
+            return lanes, await asyncio.wait_for(lanes.fill(0, 0), 20)
         finally:
-            for pool in (*rewards, *pools.values()):
+            for pool in (workers, *rewards, *pools.values()):
                 pool.close()  # type: ignore[attr-defined]
 
     return lambda *arguments: asyncio.run(fill(*arguments))
 
 
 def test_a_group_whose_tagging_fails_is_dropped_and_issued_again(sampling: Callable[..., Any]) -> None:
-    """Image 0 fails twice, all that `retries: 1` allows; group 1 takes its slot, is tagged and then sampled."""
+    """Image 0 fails twice, all that `retries: 1` allows; its slot's next attempt is tagged and then sampled."""
     asked: list[int] = []
     sampled: list[SRTask] = []
-    ledger = Ledger()
+    ledger = Ledger(2)
 
     def tag(requests: list[TagRequest]) -> list[ImageTags]:
         asked.extend(request.ordinal for request in requests)
         return [answer(request, "bricks") for request in requests if request.ordinal > 0]
 
     lanes, group = sampling(tag, sampled, ledger)
-    assert asked == [0, 0, 1]
-    assert (ledger.dropped, ledger.pending) == ([0], [1])
-    assert [task.ordinal for task in sampled] == [1]
+    again = Identity(0, 0, 1).ordinal(2)
+    assert asked == [0, 0, again]
+    assert (ledger.dropped, ledger.pending) == ([0], {again})
+    assert [task.ordinal for task in sampled] == [again]
     assert sampled[0].prompt == group.task.prompt == group.task_ref.prompt == "bricks, 8k"
     assert (lanes.clock.dropped, {pool.title: n for pool, n in lanes.clock.failed.items()}) == (1, {"tagger 'data'": 1})
     assert (lanes.clock.tag_s, lanes.clock.sample_s) == (0.25, 0.5)
 
 
 def test_a_tagger_that_always_fails_ends_the_run_with_its_last_error(sampling: Callable[..., Any]) -> None:
-    """2 groups a step and 2 attempts each: the fifth failure in a row is one too many, and the sixth ends group 2."""
-    ledger = Ledger()
+    """2 groups a step and 2 attempts each: the fifth failure in a row is one too many, and the sixth ends it."""
+    ledger = Ledger(2)
     with pytest.raises(
-        RuntimeError, match=r"tagger 'data' failed 2 times on group 2: .*got 0; 6 calls failed in a row"
+        RuntimeError, match=r"tagger 'data' failed 2 times on group \d+: .*got 0; 6 calls failed in a row"
     ):
         sampling(lambda requests: [], [], ledger)
-    assert ledger.dropped == [0, 1, 2]
+    assert ledger.dropped == [Identity(0, 0, attempt).ordinal(2) for attempt in range(3)]
 
 
-def test_sections_share_processes_where_only_the_image_differs(naosd_config: Callable[..., Any]) -> None:
+def test_sections_share_processes_where_only_the_image_differs(
+    naosd_config: Callable[..., Any], role_of: Callable[..., Role]
+) -> None:
     tagger = "{type: python, file: x.py, image: %s, retries: %d, cpus: 0.5, replicas: 3}"
 
     def config(*taggers: str | None) -> RunConfig:
@@ -229,7 +244,9 @@ def test_sections_share_processes_where_only_the_image_differs(naosd_config: Cal
 
     async def pools() -> dict[str, TaggerPool]:
         made = config(tagger % ("hr", 2), tagger % ("lr", 2))
-        found = tagger_pools(made, {"data": [handle(lambda requests: [answer(r) for r in requests])]})
+        found = tagger_pools(
+            made, {"data": role_of("tagger.data", handle(lambda requests: [answer(r) for r in requests]))}
+        )
         prompted = [(await found[where].prompted(task(1)))[0].prompt for where in ("data", "eval.data")]
         assert prompted == ["a tree, a", "a tree, b"]
         for pool in found.values():

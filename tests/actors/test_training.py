@@ -75,10 +75,10 @@ class Rank:
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Callable[..., TrainingLoop]:
-    def make(ranks: list[Rank], **checkpoint: int) -> TrainingLoop:
+    def make(ranks: list[Rank], *, groups: int = 4, **checkpoint: int) -> TrainingLoop:
         raw = {
             "kind": "offline",
-            "train": {"steps": 5},
+            "train": {"steps": 5, "groups_per_step": groups},
             "policy": {"type": "naosd"},
             "objective": {"type": "gdpo"},
             "pools": {"path": "pool", "group_size": 2},
@@ -99,23 +99,23 @@ def test_a_group_goes_whole_to_one_rank_with_its_own_advantages(loop: Callable[.
     advantages = np.arange(8.0).reshape(4, 2)
 
     async def once() -> TrainReport:
-        for _ in range(4):
-            made.ledger.issue()
+        for slot in range(4):
+            made.ledger.issue(0, slot)
         return await made.train(list("abcd"), list("ABCD"), advantages, range(4))
 
     assert asyncio.run(once()).losses == {Key.LOSS_TOTAL: 1.5}
     assert ranks[0].seen == [([[0, 1], [2, 3]], ("a", "b", "A", "B"))]
     assert ranks[1].seen == [([[4, 5], [6, 7]], ("c", "d", "C", "D"))]
-    assert (made.ledger.trained, made.ledger.pending) == (4, [])
+    assert (made.ledger.trained, made.ledger.pending) == (4, set())
 
 
 def test_advantages_of_cells_travel_in_single_precision(loop: Callable[..., TrainingLoop]) -> None:
     """0.1 is another number in float32; those of members keep float64."""
     for shape, expected in (((2, 1), 0.1), ((2, 1, 1, 1), float(np.float32(0.1)))):
         (rank,) = ranks = [Rank(1.0)]
-        made = loop(ranks)
-        made.ledger.issue()
-        made.ledger.issue()
+        made = loop(ranks, groups=2)
+        for slot in range(2):
+            made.ledger.issue(0, slot)
         asyncio.run(made.train(list("ab"), list("AB"), np.full(shape, 0.1), range(2)))
         assert np.ravel(rank.seen[0][0]).tolist() == [expected] * 2
 
@@ -127,7 +127,6 @@ def test_it_saves_on_time_once_and_resumes_from_the_newest(loop: Callable[..., T
     async def some() -> None:
         for step in (1, 2, 3, 4, 5):
             made.step = step
-            made.ledger.issue()
             await made.save_if_due()
         await made.save_if_due(at_the_end=True)
         await made.save_if_due(at_the_end=True)
@@ -138,7 +137,7 @@ def test_it_saves_on_time_once_and_resumes_from_the_newest(loop: Callable[..., T
     assert [len(rank.folders) for rank in ranks] == [3, 3]
     again = loop(ranks)
     asyncio.run(again.load())
-    assert (again.step, again.ledger.next_ordinal, again.ledger.unissued) == (5, 5, [0, 1, 2, 3, 4])
+    assert (again.step, again.ledger) == (5, made.ledger)
     assert ranks[1].folders[-1] == tmp_path / "checkpoints" / "step-000005"
     assert not again.going and not again.outcome.interrupted
 

@@ -14,73 +14,17 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from free_processes import REWARD, free_cluster
 
 from actors.controller import Controller
-from actors.launch import Cluster, start_ray
+from actors.launch import start_ray
 from actors.monitor import Monitor
-from actors.roles import LearnerActor, Published, RewardActor, RolloutActor
-from learner.report import TrainReport
 from rl.config.load import validate
 from rl.config.online import RunConfig
 from rl.metrics import Key, read_metrics
-from rl.types import F32, F64, Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
 
-REWARD = """
-import numpy as np
-
-def score(images, lr, hr, scale):
-    return images[:, 0, 0, 0].astype(np.float64)
-"""
 WARM_STEPS = 5
-
-
-class FreeRollout(RolloutActor):
-    """Answers at once with images that were made before."""
-
-    def __init__(self, group_size: int, side: int) -> None:
-        rng = np.random.default_rng(0)
-        self.images = rng.integers(0, 256, (group_size, 3, side, side), dtype=np.uint8)
-        self.latents = rng.standard_normal((group_size, 64, side // 16, side // 16)).astype(np.float32)
-        self.echo: Echo
-
-    def install(self, snapshot: LoraSnapshot, *, probe: bool = False) -> Echo:
-        effect = float(snapshot.version) if probe else None
-        self.echo = Echo(snapshot.version, snapshot.digest, 0.0, 0.0, 1, effect)
-        return self.echo
-
-    def rollout(
-        self, task: SRTask, seeds: tuple[int, ...], *, training: bool = True
-    ) -> tuple[RolloutReceipt, RolloutGroup]:
-        version, digest = self.echo.version, self.echo.digest
-        group = RolloutGroup(task.ordinal, task.lr_id, version, digest, seeds, self.latents, self.images)
-        return RolloutReceipt(task.ordinal, version, digest, len(seeds), 0.0), group
-
-
-class FreeLearner(LearnerActor):
-    """Reads every group, takes no optimiser step, publishes a small real snapshot."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
-        self.version = 0
-
-    def train(self, advantages: Sequence[F64 | F32], *carriers: SRTask | RolloutGroup) -> TrainReport:
-        groups = [carrier for carrier in carriers[len(advantages) :] if isinstance(carrier, RolloutGroup)]
-        assert all(len(group.latents) == len(a) for group, a in zip(groups, advantages, strict=True))
-        self.version += 1
-        return TrainReport(self.version, self.version, {Key.LOSS_TOTAL: 0.0}, {}, 0.0, 0.0, 0.0)
-
-    def publish(self, *, ema: bool = False) -> Published:
-        tensors = {"w": np.full((256, 256), self.version, dtype=np.float32)}
-        import ray
-
-        snapshot = LoraSnapshot(self.version, adapter_digest({**tensors}, "float32"), {**tensors}, "float32")
-        return Published(ray.put(snapshot), self.version, snapshot.digest, tensors["w"].nbytes, 0.0, 0.0)
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 def run(folder: Path, steps: int, groups: int) -> tuple[float, list[float]]:
@@ -100,11 +44,7 @@ def run(folder: Path, steps: int, groups: int) -> tuple[float, list[float]]:
     config = validate(RunConfig, raw, "bench_loop_overhead")
     start_ray(config)
     try:
-        worker = ray.remote(FreeRollout).remote(config.rollout.group_size, config.data.crop)
-        (reward,) = config.rewards
-        server: Any = ray.remote(RewardActor).remote(reward)
-        cluster = Cluster((worker,), {reward.name: (server,)}, (ray.remote(FreeLearner).remote(),))
-        ray.get(server.ready.remote())
+        cluster = free_cluster(config, folder / "births")
         controller = Controller(config, cluster, Monitor(config.monitor, folder, "loop", steps, {}), folder)
         started = time.perf_counter()
         asyncio.run(controller.run(resume=False))

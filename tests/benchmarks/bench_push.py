@@ -22,6 +22,8 @@ from diffusers import Flux2Transformer2DModel
 from safetensors.torch import save_file
 
 from actors.launch import spawn, start_ray
+from actors.role import Role
+from actors.tasks import Alarm
 from actors.weight_sync import PushReport, WeightSync
 from rl.config.load import validate
 from rl.config.online import RunConfig
@@ -65,7 +67,13 @@ def config_for(folder: Path, model: Flux2Transformer2DModel, workers: int, size_
     return validate(RunConfig, raw(round(size_bytes / per_rank)), "bench_push")
 
 
-async def measure(sync: WeightSync, rounds: int, warm_up: int, pause_s: float) -> list[PushReport]:
+async def measure(config: RunConfig, rounds: int, warm_up: int, pause_s: float) -> list[PushReport]:
+    cluster = spawn(config)
+    workers = Role(cluster.roles[0], config.fleet, Alarm())
+    sync = WeightSync(cluster.learners[0], workers, 120.0)
+    # as in a run after its first step; nothing is trained here, so every push would probe the effect
+    sync._watching = False
+    await asyncio.gather(workers.open(), *cluster.started)
     reports = []
     for _ in range(warm_up + rounds):
         reports.append(await sync.push())
@@ -87,11 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(name)
         config = config_for(folder, make_policy(folder, *layers), options.workers, size_bytes)
         start_ray(config)
-        cluster = spawn(config)
-        sync = WeightSync(cluster.learners[0], cluster.workers, 120.0)
-        # as in a run after its first step; nothing is trained here, so every push would probe the effect
-        sync._watching = False
-        reports = asyncio.run(measure(sync, options.rounds, warm_up, options.pause))
+        reports = asyncio.run(measure(config, options.rounds, warm_up, options.pause))
     totals = sorted(report.total_s for report in reports)
     row = {
         "adapter_mib": reports[0].size_bytes / 2**20,

@@ -52,9 +52,17 @@ def test_newest_end_counts_and_an_unfinished_run_has_no_rows() -> None:
     assert row.after == 4.0
 
 
-def test_unpaired_crops_are_refused() -> None:
-    with pytest.raises(NotComparable, match=r"got 1 and 2; unpaired: \[\('dog@0', 1\)\]"):
-        changes([record("start", 1.0), record("end", 1.0), record("end", 1.0, crop="dog@0")])
+def test_a_crop_that_failed_in_one_evaluation_counts_in_neither() -> None:
+    (row,) = changes([record("start", 1.0), record("end", 3.0), record("end", 90.0, crop="dog@0")])
+    assert (row.pairs, row.before, row.after) == (1, 1.0, 3.0)
+
+
+def test_other_seeds_or_other_crops_altogether_are_refused() -> None:
+    more = EvalRecord("end", 5, "cat", "cat@0", 2, {"musiq": 1.0})
+    with pytest.raises(NotComparable, match=r"got 1 and 2; unpaired: \[\('cat@0', 2\)\]"):
+        changes([record("start", 1.0), record("end", 1.0, version=5), more])
+    with pytest.raises(NotComparable, match=r"unpaired: \[\('cat@0', 1\), \('dog@0', 1\)\]"):
+        changes([record("start", 1.0), record("end", 1.0, crop="dog@0")])
 
 
 def test_a_reward_that_the_end_lacks_is_refused() -> None:
