@@ -9,8 +9,7 @@ rank 0 does.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,18 +17,20 @@ from torch import Tensor
 from learner.ema import Ema
 from learner.engine import build_engine
 from learner.finite import FiniteGuard, NotFinite
+from learner.generators import generator_states, restore_generators
+from learner.moments import Moments, gather_moments, install_moments
 from learner.report import TrainReport
-from learner.state import Adapter, LearnerState, read_state, write_state
+from learner.state import Arrays, LearnerState, StateFiles, rng_file
 from rl.config.training import TrainingSection
 from rl.errors import InputError
 from rl.metrics import Key
 from rl.objectives import build_objective
 from rl.objectives.base import Loss, MicroBatch
 from rl.policies import load_policy
-from rl.policies.lora import OLD, POLICY, Adapters, take_snapshot
+from rl.policies.lora import OLD, POLICY, Adapters, load_into, take_snapshot
 from rl.types import LoraSnapshot, TrainItem
 
-_TAG = "deepspeed"
+Adapter = dict[str, Tensor]
 
 
 class Learner:
@@ -163,31 +164,56 @@ class Learner:
         """A copy of the EMA, for evaluation and export."""
         return take_snapshot({name: value.clone() for name, value in self.ema.tensors.items()}, self.version)
 
-    def save(self, folder: Path) -> None:
-        """Write everything needed to resume; called on every rank with the same folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True, save_latest=False)
-        if self.engine.global_rank == 0:
-            digest = self.reference_digest()
-            write_state(LearnerState(self.version, self.updates, digest, self.history, self.ema.tensors), folder)
+    def save(self) -> StateFiles:
+        """Everything needed to resume, on any number of ranks; called on every rank. Rank 0 gives what they share,
+        every rank its generators."""
+        moments = gather_moments(self.engine.optimizer, self.theta)
+        rank = self.engine.global_rank
+        files = {rng_file(rank): generator_states()}
+        if rank == 0:
+            files |= LearnerState(
+                version=self.version,
+                updates=self.updates,
+                reference_digest=self.reference_digest(),
+                adapter=_arrays(self.theta),
+                exp_avg=_arrays(moments.exp_avg),
+                exp_avg_sq=_arrays(moments.exp_avg_sq),
+                steps=moments.steps,
+                ema=_arrays(self.ema.tensors),
+                published={version: _arrays(adapter) for version, adapter in self.history.items()},
+            ).files()
+        return StateFiles.of(files)
 
-    def load(self, folder: Path) -> None:
-        """Resume from what `save` wrote; called on every rank.
+    def load(self, files: StateFiles) -> None:
+        """Resume from what all ranks saved together; called on every rank.
 
         Raises:
             InputError: the reference adapter differs from the run's.
+            ValueError: an adapter of other names or shapes.
         """
-        state = read_state(folder, self.theta)
+        state = LearnerState.from_files(files.verified())
         if state.reference_digest != self.reference_digest():
             raise InputError(
-                f"{folder}: this run compares with the reference {state.reference_digest}, policy.reference is now "
+                f"this run compares with the reference {state.reference_digest}, policy.reference is now "
                 f"{self.reference_digest()}; give the adapter file that the run began with"
             )
-        path, _ = self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-        if path is None:
-            raise FileNotFoundError(f"{folder}: expected a DeepSpeed checkpoint '{_TAG}', found none")
+        load_into(self.theta, self._tensors(state.adapter), source="the checkpoint")
+        exp_avg, exp_avg_sq = self._tensors(state.exp_avg), self._tensors(state.exp_avg_sq)
+        install_moments(self.engine.optimizer, self.theta, Moments(exp_avg, exp_avg_sq, dict(state.steps)))
         self.version, self.updates = state.version, state.updates
-        self.history, self.ema.tensors = dict(state.history), state.ema
+        self.history = {version: self._tensors(adapter) for version, adapter in state.published.items()}
+        self.ema.tensors = self._tensors(state.ema)
+        saved_ranks = sum(name.startswith("rng-") for name in files.contents)
+        restore_generators(files.contents[rng_file(self.engine.global_rank % saved_ranks)].tobytes())
+
+    def _tensors(self, arrays: Arrays) -> Adapter:
+        """Copies on the device of the adapter; arrays from Ray are read-only."""
+        device = next(iter(self.theta.values())).device
+        return {name: torch.tensor(array, device=device) for name, array in arrays.items()}
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
 
 
 def _sums(losses: Sequence[Loss], units: int) -> dict[Key, float]:
