@@ -1,61 +1,122 @@
-"""Checkpoints on disk: complete or absent; only the newest few are kept.
+"""The checkpoints of a run: the learner's state and the driver's, which of them are kept, and how one is resumed.
 
-checkpoints/step-000050/{controller.json, learner.json, ema.safetensors, old-*.safetensors, deepspeed/}
+Ranks give bytes, and only the driver writes: no folder has to be shared between nodes.
 """
 
+import asyncio
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from actors.checkpoint_files import (
+    NotWhole,
+    checkpoint_of,
+    checkpoints_in,
+    read_checkpoint,
+    remove_checkpoint,
+    step_of,
+    write_checkpoint,
+)
 from actors.deadline import all_within
-from actors.ledger import Ledger
+from actors.same_run import RunIdentity
+from learner.state import StateFiles
 from rl.config.training import CheckpointSection
-from rl.errors import MissingInput
 
-CHECKPOINTS_DIR = "checkpoints"
-_PREFIX = "step-"
+CONTROLLER_FILE = "controller.json"
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step; unfinished ones have another name."""
-    found = sorted(folder.glob(f"{_PREFIX}*"))
-    return found[-1] if found else None
+@dataclass(frozen=True)
+class ControllerState:
+    """What the driver has to know again."""
+
+    step: int
+    """Finished steps."""
+    ledger: Mapping[str, Any]
+    extra: Mapping[str, float]
+    """What the loop wants to find again, such as the evaluation's start values."""
+    scores: Mapping[str, float]
+    """Mean of every reward in the evaluation after this step; empty where there was none."""
+    run: Mapping[str, Any]
+    """A `RunIdentity`."""
+
+    @classmethod
+    def in_files(cls, files: StateFiles, checkpoint: Path) -> Self:
+        """Refuse a folder that was renamed: its name is what decides which checkpoint is the newest."""
+        state = cls(**json.loads(files.contents[CONTROLLER_FILE].tobytes()))
+        if state.step != step_of(checkpoint):
+            raise NotWhole(f"{checkpoint}/{CONTROLLER_FILE}: expected step {step_of(checkpoint)}, got {state.step}")
+        return state
+
+    @property
+    def identity(self) -> RunIdentity:
+        return RunIdentity.from_json(self.run)
 
 
 class Checkpoints:
-    """Saves and loads the learner together with the ledger."""
+    """Those in one folder: the newest `keep`, and the best."""
 
     def __init__(self, folder: Path, config: CheckpointSection) -> None:
         self.folder = folder
-        self._config = config
+        self._keep = config.keep
+        self._name = config.best or ""
 
-    async def save(self, step: int, ledger: Ledger, learners: Sequence[Any], deadline_s: float) -> Path:
-        """Write under a temporary name, then rename; afterwards delete old ones beyond `keep`."""
-        final = self.folder / f"{_PREFIX}{step:06d}"
-        partial = self.folder / f"partial-{step:06d}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        await _every(learners, "save", partial.absolute(), deadline_s)
-        (partial / "controller.json").write_text(json.dumps({"step": step, "ledger": ledger.to_json()}))
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        for old in sorted(self.folder.glob(f"{_PREFIX}*"))[: -self._config.keep]:
-            shutil.rmtree(old)
-        return final
+    async def save(self, state: ControllerState, learners: Sequence[Any], deadline_s: float) -> Path:
+        """Take every rank's state, write it all, then remove the checkpoints that are not to be kept.
 
-    async def load(self, learners: Sequence[Any], deadline_s: float) -> tuple[int, Ledger]:
-        """Load the newest checkpoint; returns the number of finished steps and the ledger."""
-        newest = newest_checkpoint(self.folder)
-        if newest is None:
-            raise MissingInput(f"{self.folder}: no checkpoint to resume from; run without --resume")
-        state = json.loads((newest / "controller.json").read_text())
-        await _every(learners, "load", newest.absolute(), deadline_s)
-        return state["step"], Ledger.from_json(state["ledger"])
+        Raises:
+            NotSaved: the disk refused; the older ones are whole.
+        """
+        checkpoint = checkpoint_of(self.folder, state.step)
+        scores = self._scores
+        calls = [learner.save.remote() for learner in learners]
+        what = f"checkpoint {checkpoint.name}: learner.save"
+        parts: list[StateFiles] = await all_within(calls, deadline_s, what, "learner.deadline_s")
+        await asyncio.to_thread(_write, checkpoint, state, parts)
+        if self._name in state.scores:
+            scores[checkpoint] = state.scores[self._name]
+        best = max(scores, key=scores.__getitem__, default=None)
+        for old in checkpoints_in(self.folder)[: -self._keep]:
+            if old != best:
+                remove_checkpoint(old)
+                scores.pop(old, None)
+        return checkpoint
+
+    def is_best(self, scores: Mapping[str, float]) -> bool:
+        """Whether these scores are above those of all checkpoints."""
+        name = self._name
+        return name in scores and all(scores[name] > score for score in self._scores.values())
+
+    @cached_property
+    def _scores(self) -> dict[Path, float]:
+        """Those of earlier processes, then kept up to date."""
+        paths = checkpoints_in(self.folder) if self._name else []
+        found = {path: read_controller(path).scores for path in paths}
+        return {path: scores[self._name] for path, scores in found.items() if self._name in scores}
 
 
-async def _every(learners: Sequence[Any], method: str, folder: Path, deadline_s: float) -> None:
-    calls = [getattr(learner, method).remote(folder) for learner in learners]
-    await all_within(calls, deadline_s, f"checkpoint {method} {folder}", "learner.deadline_s")
+def _write(checkpoint: Path, state: ControllerState, parts: Sequence[StateFiles]) -> None:
+    contents = {name: content for part in parts for name, content in part.verified().contents.items()}
+    own = json.dumps(asdict(state), allow_nan=False).encode()
+    write_checkpoint(checkpoint, StateFiles.of({CONTROLLER_FILE: own, **contents}))
+
+
+def read_controller(checkpoint: Path) -> ControllerState:
+    """The driver's state alone, unverified."""
+    path = checkpoint / CONTROLLER_FILE
+    try:
+        return ControllerState(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise NotWhole(f"{path}: expected the state of a run, got {error}; remove {checkpoint}") from error
+
+
+def open_checkpoint(checkpoint: Path) -> tuple[ControllerState, StateFiles]:
+    """The driver's state, and all files for the ranks, verified.
+
+    Raises:
+        NotWhole: a file is missing or changed.
+    """
+    files = read_checkpoint(checkpoint)
+    return ControllerState.in_files(files, checkpoint), files

@@ -29,8 +29,7 @@ class OfflineLoop(TrainingLoop):
 
     async def run(self, *, resume: bool) -> Outcome:
         """Train to the last step, or until the end of the step during which `stop` was set."""
-        if resume:
-            await self.load()
+        await self.begin(resume=resume)
         source = PoolSource(self.config)
         while self.going:
             await self._one_step(source)

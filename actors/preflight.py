@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from actors.checkpoints import CHECKPOINTS_DIR, newest_checkpoint
+from actors.checkpoint_files import CHECKPOINTS_DIR, newest_checkpoint
+from actors.checkpoints import ControllerState, open_checkpoint
 from actors.paths import inputs, is_missing, refuse_unwritable
+from actors.same_run import RunIdentity
 from rewards import check_reward, check_tagger, check_weights
 from rl.config.data import DataSection
 from rl.config.load import ConfigError
@@ -16,6 +18,7 @@ from rl.config.training import TrainingSection
 from rl.data.photos import check_sources
 from rl.data.pools import PoolSource
 from rl.data.source import TaskSource
+from rl.export import LORA_FILE
 from rl.metrics import METRICS_FILE
 from rl.policies.stored import check_adapter
 
@@ -29,6 +32,8 @@ def preflight(config: TrainingSection, *, resume: bool) -> None:
     problems += _try(_check_run_dir, Path(config.run.dir), resume=resume)
     problems += _try(_check_policy, config.policy)
     problems += _missing(config, problems)
+    if resume and not problems:
+        problems += _try(_check_checkpoint, config)
     if problems:
         raise ConfigError("\n".join(["this run cannot start:", *dict.fromkeys(problems)]))
 
@@ -71,16 +76,42 @@ def _check_data(where: str, data: DataSection, crops: int = 0) -> None:
 
 
 def _check_run_dir(folder: Path, *, resume: bool) -> None:
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS_DIR)
-    if resume and checkpoint is None:
+    checkpoint, metrics = newest_checkpoint(folder / CHECKPOINTS_DIR), folder / METRICS_FILE
+    if resume and checkpoint is None and metrics.exists():
         raise ValueError(
-            f"--resume: {folder}/{CHECKPOINTS_DIR} holds no checkpoint; start anew, without --resume and with a "
-            "run.dir that holds no run"
+            f"--resume: {metrics} holds steps, but {folder}/{CHECKPOINTS_DIR} no checkpoint to go on from; write "
+            "run.dir=OTHER for a new run"
         )
-    if not resume and (folder / METRICS_FILE).exists():
+    if not resume and (checkpoint is not None or metrics.exists()):
         or_resume = "resume it with --resume, or " if checkpoint else ""
         raise ValueError(f"run.dir {folder} already holds a run; {or_resume}write run.dir=OTHER for a new one")
     refuse_unwritable("run.dir", folder)
+
+
+def _check_checkpoint(config: TrainingSection) -> None:
+    """The newest checkpoint is whole and one of this run."""
+    checkpoint = newest_checkpoint(Path(config.run.dir) / CHECKPOINTS_DIR)
+    if checkpoint is None:
+        return
+    state, _ = open_checkpoint(checkpoint)
+    _refuse_fewer_steps(config, state)
+    refused = [change for change in RunIdentity.of(config).changes(state.identity) if not change.allowed]
+    if refused:
+        raise ValueError(
+            "\n    ".join(
+                [
+                    f"{checkpoint} is of another run:",
+                    *map(str, refused),
+                    "set these as they were; or write run.dir=OTHER for a new run, which may begin with this one's "
+                    f"adapter: policy.lora.init_from={config.run.dir}/lora/{LORA_FILE}",
+                ]
+            )
+        )
+
+
+def _refuse_fewer_steps(config: TrainingSection, state: ControllerState) -> None:
+    if config.train.steps < state.step:
+        raise ValueError(f"train.steps: expected at least the {state.step} steps trained, got {config.train.steps}")
 
 
 def _check_policy(policy: PolicySection) -> None:

@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -32,6 +31,7 @@ from rl.types import (
 if TYPE_CHECKING:
     from learner.learner import Learner
     from learner.report import TrainReport
+    from learner.state import StateFiles
 
 
 class RolloutActor:
@@ -158,10 +158,10 @@ class LearnerActor:
         put_s = time.perf_counter() - gathered
         return Published(ref, snapshot.version, snapshot.digest, size, gathered - started, put_s)
 
-    def save(self, folder: Path) -> None:
-        self._ready().save(folder)
+    def save(self) -> "StateFiles":
+        return self._ready().save()
 
-    def load(self, folder: Path) -> int:
+    def load(self, files: "StateFiles") -> int:
         """Returns the version that was loaded."""
-        self._ready().load(folder)
+        self._ready().load(files)
         return self._ready().version

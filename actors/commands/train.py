@@ -5,14 +5,15 @@ from typing import Annotated
 import typer
 
 from actors.commands import Overrides, Recipe
+from actors.interrupts import INTERRUPTED
 
-INTERRUPTED = 130
+RESUME = "Resume from the newest checkpoint of run.dir; where there is none yet, start anew."
 
 
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest checkpoint of run.dir.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
 ) -> None:
     """Post-train a policy: `kind: online` with Ray rollout actors, reward servers and a DeepSpeed learner, `kind:
     offline` with the learner alone on pools of candidates.

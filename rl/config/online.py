@@ -169,6 +169,10 @@ class RunConfig(TrainingSection):
         return self.train.max_policy_lag
 
     @property
+    def measured(self) -> tuple[str, ...]:
+        return tuple(reward.name for reward in self.rewards) if self.eval is not None and self.eval.every else ()
+
+    @property
     def taggers(self) -> dict[str, TaggerSection]:
         """Section -> tagger to start processes for. An evaluation tagger that differs from training's only in `image`
         uses the processes of `data`."""

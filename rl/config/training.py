@@ -31,10 +31,15 @@ class TrainSection(Section):
 
 
 class CheckpointSection(Section):
-    """Checkpoints of a run; `isrl train ... --resume` continues from the newest."""
+    """Checkpoints of a run; `isrl train ... --resume` continues from the newest. The first is saved before the first
+    step, the last at the end or at an interrupt."""
 
     every: int = Field(50, ge=1)
+    """Steps between two checkpoints."""
     keep: int = Field(2, ge=1)
+    """How many of the newest are kept."""
+    best: str | None = None
+    """A reward: the step with its highest mean in an evaluation (`eval.every`) is saved and kept too."""
 
 
 class RayConfig(Section):
@@ -69,6 +74,14 @@ class TrainingSection(Section):
             unread = sorted(keys & self.objective.model_fields_set)
             if unread:
                 raise ValueError(f"objective.{unread[0]} {why}; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        best = self.checkpoint.best
+        if best is not None and best not in self.measured:
+            names = ", ".join(self.measured) or "none: only an online run with eval.every above 0 has any"
+            raise ValueError(f"checkpoint.best must be a reward of the evaluations ({names}), got '{best}'")
         return self
 
     @model_serializer(mode="wrap")
@@ -107,6 +120,11 @@ class TrainingSection(Section):
     def max_policy_lag(self) -> int | None:
         """How many versions a group may lag behind; None where any age is allowed."""
         return None
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Rewards that evaluations measure as the run goes on."""
+        return ()
 
     @property
     def total_cpus(self) -> float:

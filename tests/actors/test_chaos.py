@@ -65,10 +65,11 @@ def simulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simulate:
                         world.false_scores += not np.array_equal(column, right)
                 return await train(groups)
 
-            async def sheet(*_: Any) -> None:
-                """There are no pixels."""
+            async def nothing(*_: Any) -> None:
+                """There are no pixels and no state to keep."""
 
-            controller._train, controller._sheet = checked, sheet  # type: ignore[method-assign]
+            controller._train = checked  # type: ignore[method-assign]
+            controller._sheet = controller._save = nothing  # type: ignore[method-assign]
             chaos = asyncio.ensure_future(world.strike())
             await controller.run(resume=False)
             chaos.cancel()

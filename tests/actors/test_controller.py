@@ -21,6 +21,7 @@ from actors.scoring import RewardPool
 from actors.tasks import Alarm, Tasks
 from actors.weight_sync import PushReport
 from learner.report import TrainReport
+from learner.state import StateFiles
 from rl.config.load import validate
 from rl.config.online import RunConfig
 from rl.metrics import Key, read_metrics
@@ -98,8 +99,9 @@ def stage(
             losses = {Key.LOSS_TOTAL: 0.5}
             return TrainReport(made.controller.step + 1, made.controller.step + 1, losses, {}, 1.0, 1e-4, 0.0)
 
-        async def save(folder: Path) -> None:
+        async def save() -> StateFiles:
             made.happens(f"save {made.controller.step}")
+            return StateFiles.of({})
 
         async def push(*, ema: bool = False, must_change: bool = False) -> PushReport:
             events.append("push ema" if ema else f"push {must_change}")

@@ -14,6 +14,7 @@ from actors.launch import IN_FLIGHT, ROLLOUT, Cluster, end, reward_role
 from actors.role import Recipe
 from actors.roles import LearnerActor, Published, RewardActor, RolloutActor
 from learner.report import TrainReport
+from learner.state import StateFiles, rng_file
 from rl.config.online import RunConfig
 from rl.config.reward import RewardSection
 from rl.config.training import TrainingSection
@@ -93,8 +94,8 @@ class FreeLearner(LearnerActor):
         snapshot = LoraSnapshot(self.version, adapter_digest({**tensors}, "float32"), {**tensors}, "float32")
         return Published(ray.put(snapshot), self.version, snapshot.digest, tensors["w"].nbytes, 0.0, 0.0)
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self) -> StateFiles:
+        return StateFiles.of({rng_file(0): b"{}"})
 
 
 def free_cluster(config: RunConfig, births: Path, seconds: float = 0.0) -> Cluster:

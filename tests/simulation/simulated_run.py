@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,7 +185,7 @@ class _Learner:
     def __init__(self, world: World) -> None:
         self._world = world
         self.version = 0
-        self.train, self.publish, self.save = (_Plain(call) for call in (self._train, self._publish, self._save))
+        self.train, self.publish = _Plain(self._train), _Plain(self._publish)
 
     async def _train(self, advantages: Sequence[Any], *carriers: Any) -> TrainReport:
         tasks, groups = carriers[: len(advantages)], carriers[len(advantages) :]
@@ -199,9 +198,6 @@ class _Learner:
     async def _publish(self, *, ema: bool = False) -> Published:
         ref: Any = (self.version, f"digest {self.version}")
         return Published(ref, self.version, ref[1], 4, 0.0, 0.0)
-
-    async def _save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 @dataclass(frozen=True)

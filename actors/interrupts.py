@@ -1,0 +1,49 @@
+"""SIGINT and SIGTERM during a run: Ctrl-C, a scheduler, a spot machine that is taken away."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 130
+"""The exit code of an interrupted run."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """The first one ends the run after the step in progress, or at once while nothing can be saved; the second ends the
+    process as `kill -9` would: every file that a run writes survives that."""
+
+    def __init__(self) -> None:
+        self._finish: Callable[[], bool] | None = None
+        self._seen = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Until the end of the block; Ray sets its own handler of SIGTERM when it starts, so this comes after it."""
+        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def finish_with(self, finish: Callable[[], bool]) -> None:
+        """From now on the first signal calls this; it returns False where there is nothing to finish yet."""
+        self._finish = finish
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._seen += 1
+        if self._seen > 1:
+            _say("interrupt: stopped at once; the newest checkpoint is whole")
+            os._exit(INTERRUPTED)
+        if self._finish is None or not self._finish():
+            _say("interrupt: stopped while starting, nothing was trained; the same command starts again")
+            raise KeyboardInterrupt
+        _say("interrupt: finishing and saving the step in progress; press again to stop at once")
+
+
+def _say(line: str) -> None:
+    # a handler runs between any two instructions, also in the middle of a print
+    os.write(2, f"{line}\n".encode())
