@@ -21,13 +21,19 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Until the end of the block; Ray sets its own handler of SIGTERM when it starts, so this comes after it."""
-        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        """Until the end of the block."""
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.take()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def take(self) -> None:
+        """Handle the signals; again after Ray's start, which sets its own handler of SIGTERM."""
+        for number in _SIGNALS:
+            signal.signal(number, self._handle)
 
     def finish_with(self, finish: Callable[[], bool]) -> None:
         """From now on the first signal calls this; it returns False where there is nothing to finish yet."""
@@ -39,7 +45,7 @@ class Interrupts:
             _say("interrupt: stopped at once; the newest checkpoint is whole")
             os._exit(INTERRUPTED)
         if self._finish is None or not self._finish():
-            _say("interrupt: stopped while starting, nothing was trained; the same command starts again")
+            _say("interrupt: stopped while starting, nothing is lost: the same command starts again")
             raise KeyboardInterrupt
         _say("interrupt: finishing and saving the step in progress; press again to stop at once")
 

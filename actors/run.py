@@ -42,10 +42,11 @@ def run(config: TrainingSection, *, resume: bool) -> Outcome:
     if resume and newest_checkpoint(run_dir / CHECKPOINTS_DIR) is None:
         print("--resume: run.dir holds no checkpoint, nothing was trained yet: starting anew", flush=True)
         resume = False
+    interrupts = Interrupts()
     try:
-        start_ray(config)
-        interrupts = Interrupts()
         with interrupts.watched():
+            start_ray(config)
+            interrupts.take()
             if isinstance(config, RunConfig):
                 return _online(config, run_dir, resume, interrupts)
             return _offline(config, run_dir, resume, interrupts)

@@ -1,5 +1,6 @@
 """What is refused before a process starts, beyond what the configuration alone can tell."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from actors.checkpoints import Checkpoints, ControllerState
 from actors.preflight import preflight
+from actors.same_run import RunIdentity
 from rl.config.load import ConfigError
 
 GOOD = "def tag(images): return ['a wall'] * len(images)\n"
@@ -143,17 +146,71 @@ def test_a_run_dir_that_cannot_be_written_is_refused(run_config: Callable[..., A
 
 
 def test_a_run_is_resumed_or_has_a_dir_of_its_own(run_config: Callable[..., Any], tmp_path: Path) -> None:
+    """One command with --resume serves from the first start on; without it nothing is overwritten."""
     config = run_config(f"run.dir={tmp_path}/run")
+    preflight(config, resume=True)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="holds no checkpoint; start anew, without --resume"):
-        preflight(config, resume=True)
+    preflight(config, resume=True)
     (tmp_path / "run" / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match="metrics.jsonl holds steps, but .*checkpoints no checkpoint to go on from"):
+        preflight(config, resume=True)
     with pytest.raises(ConfigError, match="already holds a run; write run.dir=OTHER for a new one"):
         preflight(config, resume=False)
-    (tmp_path / "run" / "checkpoints" / "step-000002").mkdir()
+    save(config, tmp_path / "run", step=2)
     with pytest.raises(ConfigError, match="already holds a run; resume it with --resume, or write run.dir=OTHER"):
         preflight(config, resume=False)
     preflight(config, resume=True)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(ConfigError, match="already holds a run; resume it with --resume, or write run.dir=OTHER"):
+        preflight(config, resume=False)
+
+
+def save(config: Any, folder: Path, step: int) -> Path:
+    """A checkpoint of this run without a learner's state."""
+    state = ControllerState(step, {}, {}, {}, RunIdentity.of(config).to_json())
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
+    return asyncio.run(checkpoints.save(state, [], 60))
+
+
+def test_another_run_is_not_resumed(run_config: Callable[..., Any], tmp_path: Path) -> None:
+    """Key, value in the checkpoint, value now and what to do; nothing in the folder changes."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (200, 200)).save(photos / "a.png")
+    run = (f"run.dir={tmp_path}/run", f"data.path={photos}")
+    checkpoint = save(run_config(*run), tmp_path / "run", step=5)
+    preflight(run_config(*run, "rollout.workers=3", "train.steps=50", "learner.optimizer.lr=1.0e-5"), resume=True)
+    Image.new("RGB", (200, 200), "white").save(photos / "a.png")
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(ConfigError) as refused:
+        preflight(run_config(*run, "objective.beta=0.3", "rollout.workers=3"), resume=True)
+    lines = [line.strip() for line in str(refused.value).splitlines()]
+    assert lines[:3] == [
+        "this run cannot start:",
+        f"{checkpoint} is of another run:",
+        "objective.beta: 1.0 in the checkpoint, 0.3 now",
+    ]
+    assert lines[3].startswith('what data.path holds: "') and len(lines) == 5
+    adapter = f"policy.lora.init_from={tmp_path}/run/lora/pytorch_lora_weights.safetensors"
+    assert lines[4].startswith("set these as they were; or write run.dir=OTHER") and lines[4].endswith(adapter)
+    assert sorted((tmp_path / "run").rglob("*")) == before
+    with pytest.raises(ConfigError, match="train.steps: expected at least the 5 steps trained, got 4"):
+        preflight(run_config(*run, "train.steps=4"), resume=True)
+
+
+def test_a_damaged_checkpoint_is_not_resumed(run_config: Callable[..., Any], tmp_path: Path) -> None:
+    config = run_config(f"run.dir={tmp_path}/run")
+    save(config, tmp_path / "run", step=1)
+    newest = save(config, tmp_path / "run", step=2)
+    file = newest / "controller.json"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        ConfigError, match=rf"{file}: expected \d+ bytes .* to resume from step-000001, remove {newest}"
+    ):
+        preflight(config, resume=True)
+    file.unlink()
+    with pytest.raises(ConfigError, match=f"{file}: no such file; to resume from step-000001, remove {newest}"):
+        preflight(config, resume=True)
 
 
 def test_an_adapter_of_another_model_is_refused(
