@@ -28,6 +28,7 @@ NO_PATHS = {
     "TrainingSection.kind": "a choice", "PretrainSection.kind": "a choice",
     "RunSection.dir": "output", "PretrainSection.out": "output",
     "RunSection.name": "a name", "RewardSection.name": "a name", "ScoreSection.name": "a name",
+    "CheckpointSection.best": "a name",
     "PolicySection.type": "a name of the registry", "ObjectiveSection.type": "a name of the registry",
     "ServerSection.type": "a name of the registry", "DataSection.kind": "a name of the registry",
     "SamplerSection.solver": "a name of the registry", "AdvantageSection.aggregation": "a name of the registry",

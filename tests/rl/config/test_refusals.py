@@ -70,6 +70,15 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         ["rewards=[{name: a, type: pyiqa}, {name: a, type: lr_consistency}]"],
         "rewards: names must differ, got ['a', 'a']; give each its own `name`, and say the metric in `metric`",
     ),
+    "the best of nothing": (
+        ["checkpoint.best=a", "eval={data: {path: [x]}}"],
+        "checkpoint.best must be a reward of the evaluations (none: only an online run with eval.every above 0 has "
+        "any), got 'a'",
+    ),
+    "the best of another reward": (
+        ["checkpoint.best=b", "eval={data: {path: [x]}, every: 2}"],
+        "checkpoint.best must be a reward of the evaluations (a), got 'b'",
+    ),
     "no reward": (["rewards=[]"], "rewards: List should have at least 1 item"),
     "policy on a GPU that workers do not get": (
         ["policy.device=cuda", "learner.gpus_per_rank=1"],
