@@ -1,12 +1,13 @@
 """One command line, started again after every way to lose a process: real Ray, real DeepSpeed, real signals."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rl.metrics import Key, read_metrics
 
 START_S, STOP_S = 300, 200
 STEPS = 24
+Process = subprocess.Popen[bytes]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -38,12 +40,12 @@ class Run:
         records = read_metrics(metrics) if metrics.exists() else ()
         return [record.step for record in records if Key.LOSS_TOTAL in record.values]
 
-    def start(self) -> "subprocess.Popen[bytes]":
+    def start(self) -> Process:
         command = [sys.executable, "-m", "actors.cli", "train", str(self.recipe), f"run.dir={self.folder}", "--resume"]
         with self.log.open("w") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
-    def started_and_stepped(self) -> "subprocess.Popen[bytes]":
+    def started_and_stepped(self) -> Process:
         """Returns while a step is in progress."""
         process = self.start()
         deadline = time.monotonic() + START_S
@@ -53,49 +55,74 @@ class Run:
         return process
 
 
-def ranks_of(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+def ranks_of(process: Process) -> list[psutil.Process]:
     children = psutil.Process(process.pid).children(recursive=True)
     ranks = [child for child in children if any("LearnerActor" in word for word in child.cmdline())]
     assert len(ranks) == 2
     return ranks
 
 
-def kill_a_rank(process: "subprocess.Popen[bytes]") -> None:
+def kill_a_rank(run: Run, process: Process) -> None:
     ranks_of(process)[1].kill()
 
 
-def kill_the_driver(process: "subprocess.Popen[bytes]") -> None:
+def kill_the_driver(run: Run, process: Process) -> None:
     process.kill()
 
 
-def press_ctrl_c(process: "subprocess.Popen[bytes]") -> None:
+def terminate(run: Run, process: Process) -> None:
+    process.terminate()
+
+
+def press_ctrl_c(run: Run, process: Process) -> None:
     """The terminal sends it to the whole group."""
     os.killpg(process.pid, signal.SIGINT)
 
 
-def press_ctrl_c_twice(process: "subprocess.Popen[bytes]") -> None:
-    press_ctrl_c(process)
+def press_ctrl_c_twice(run: Run, process: Process) -> None:
+    press_ctrl_c(run, process)
     time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
+    press_ctrl_c(run, process)
 
 
-def terminate(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
+def fill_the_disk(run: Run, process: Process) -> None:
+    """The run's own small one, until the run has ended."""
+    ballast = run.folder / "ballast"
+    while process.poll() is None:
+        with ballast.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        time.sleep(0.01)
+    ballast.unlink()
 
 
-FAULTS: dict[Callable[..., None], tuple[int, str]] = {
+FAULTS: dict[Callable[[Run, Process], None], tuple[int, str]] = {
     kill_a_rank: (1, "; resume from step-"),
     terminate: (130, ", which is saved; resume with --resume"),
     kill_the_driver: (-signal.SIGKILL, ""),
     press_ctrl_c_twice: (130, "interrupt: stopped at once; the newest checkpoint is whole"),
+    fill_the_disk: (1, "No space left on device"),
     press_ctrl_c: (130, ", which is saved; resume with --resume"),
 }
 """What happens to a run in the middle of a step -> its exit code, and what it says."""
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB in memory, which root alone may mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small disk here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 def test_the_same_command_ends_with_the_same_adapter_whatever_happened(
     isrl_train: Callable[..., None], adapter_facts: Callable[[Path], dict[str, Any]], write_pool: Callable[..., Path],
-    tiny_sd21_folder: Path, tmp_path: Path,
+    tiny_sd21_folder: Path, tmp_path: Path, small_disk: Path,
 ) -> None:  # fmt: skip
     """Two ranks, ZeRO-2. Every fault fires, ends with its own exit code and line, leaves a whole newest checkpoint and
     no rank; every step is there once, and the adapter equals the uninterrupted run's bit for bit."""
@@ -109,11 +136,11 @@ def test_the_same_command_ends_with_the_same_adapter_whatever_happened(
     recipe = tmp_path / "offline.yaml"
     recipe.write_text(yaml.safe_dump(raw))
     isrl_train(str(recipe))
-    run = Run(recipe, tmp_path / "often", tmp_path / "log")
+    run = Run(recipe, small_disk / "run", tmp_path / "log")
     for fault, (code, message) in FAULTS.items():
         process = run.started_and_stepped()
         ranks = ranks_of(process)
-        fault(process)
+        fault(run, process)
         assert process.wait(STOP_S) == code, run.log.read_text()
         said = run.log.read_text()
         assert message in said.replace("\n", " "), said
