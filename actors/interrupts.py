@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM during a run: Ctrl-C, a scheduler, a spot machine that is taken away."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -46,6 +47,8 @@ class Interrupts:
             os._exit(INTERRUPTED)
         if self._finish is None or not self._finish():
             _say("interrupt: stopped while starting, nothing is lost: the same command starts again")
+            # every task that this cuts off would print a traceback of its own
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise KeyboardInterrupt
         _say("interrupt: finishing and saving the step in progress; press again to stop at once")
 
