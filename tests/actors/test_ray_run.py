@@ -154,7 +154,7 @@ def test_a_users_policy_trains_on_two_ranks_and_workers_and_resumes_after_an_int
     checkpoints: exit 130, the finished steps are saved, `--resume` does exactly the rest."""
     run = tmp_path / "run"
     arguments = (
-        *quickstart, f"run.dir={run}", own_policy(tmp_path), "eval=null", "checkpoint.every=1000",
+        *quickstart, f"run.dir={run}", own_policy(tmp_path), "eval=null", "checkpoint={every: 1000, keep: 1}",
         "train.max_policy_lag=1", "learner={ranks: 2, zero_stage: 2, updates_per_batch: 1}", "advantage.pool=8",
     )  # fmt: skip
     with (tmp_path / "log").open("w") as log:
