@@ -59,6 +59,8 @@ class Controller(TrainingLoop):
         self.cluster = cluster
         self.last: dict[str, Value] = {}
         """Figures of the last step."""
+        self._before: dict[str, float] = {}
+        """Mean of every reward in the evaluation before the first step."""
 
     async def run(self, *, resume: bool) -> Outcome:
         """Train to the last step, or until the end of the step during which `stop` was set."""
@@ -70,11 +72,17 @@ class Controller(TrainingLoop):
             parts.close()
         return self.outcome
 
+    def extra_state(self) -> Mapping[str, float]:
+        return self._before
+
+    def take_extra_state(self, state: Mapping[str, float]) -> None:
+        self._before.update(state)
+
     async def _run(self, parts: "_Parts", *, resume: bool) -> None:
         started = time.perf_counter()
         await asyncio.gather(parts.fleet.open(), self._first_push(parts, resume=resume))
         print(f"ready after {time.perf_counter() - started:.0f} s", flush=True)
-        if self.step == 0:
+        if self.step == 0 and self.going:
             self.log(await parts.evaluator.run("start", 0))
         await parts.versions.publish((await parts.sync.push()).version)
         await self._steps(parts)
@@ -102,9 +110,8 @@ class Controller(TrainingLoop):
         digests = await all_within(self.cluster.started, deadline_s, "start of the learner", "learner.deadline_s")
         refuse_two_references(digests)
         parts.reference.set_result(digests[0])
-        if resume:
-            await self.load()
-            parts.lanes.ledger = self.ledger
+        await self.begin(resume=resume)
+        parts.lanes.ledger = self.ledger
         await parts.sync.push()
 
     def _parts(self) -> "_Parts":
@@ -116,7 +123,7 @@ class Controller(TrainingLoop):
         workers = RolloutPool(config, fleet[ROLLOUT])
         lanes = Sampling(config, source, self.ledger, workers, pools, versions, taggers.get("data"))
         sync = WeightSync(self.cluster.learners[0], fleet[ROLLOUT], config.learner.deadline_s)
-        evaluator = Evaluator(config, self.run_dir, lanes, sync, taggers.get("eval.data"))
+        evaluator = Evaluator(config, self.run_dir, lanes, sync, self._before, taggers.get("eval.data"))
         reference: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
         async def greet(worker: Member, digest: str | None) -> None:
@@ -143,10 +150,10 @@ class Controller(TrainingLoop):
                 due = slots.pop(self.step)
                 await self._one_step(due, [task for later in slots.values() for task in later], parts)
                 due.clear()
-                await self.save_if_due()
-                if parts.evaluator.due(self.step) and self.step < self.config.train.steps:
+                if parts.evaluator.due(self.step) and self.going:
                     self.log(await parts.evaluator.run("step", self.step))
                     await parts.sync.push()
+                await self.save_if_due()
             await self.save_if_due(at_the_end=True)
         finally:
             for tasks in slots.values():

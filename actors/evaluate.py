@@ -30,17 +30,22 @@ def eval_seeds(crop_id: str, samples: int) -> tuple[int, ...]:
 
 
 class Evaluator:
-    """Writes eval.jsonl and keeps the pixels of a few crops."""
+    """Writes eval.jsonl and keeps the pixels of a few crops.
+
+    Args:
+        before: means before the first step; filled here, or by a resumed run from its checkpoint.
+    """
 
     def __init__(
-        self, config: RunConfig, run_dir: Path, lanes: Sampling, sync: WeightSync, tagger: TaggerPool | None = None
-    ) -> None:
+        self, config: RunConfig, run_dir: Path, lanes: Sampling, sync: WeightSync, before: dict[str, float],
+        tagger: TaggerPool | None = None,
+    ) -> None:  # fmt: skip
         self._config = config
         self._run_dir = run_dir
         self._lanes = lanes
         self._sync = sync
         self._tagger = tagger
-        self._start: dict[str, float] = {}
+        self._before = before
         held_out = config.eval
         self._every = held_out.every if held_out else 0
         self._samples = held_out.samples if held_out else 0
@@ -108,7 +113,7 @@ class Evaluator:
         scales = {reward.name: reward.scale for reward in self._config.rewards}
         means = {n: float(np.mean([record.scores[n] for record in records])) / scales[n] for n in names}
         if phase == "start":
-            self._start = means
+            self._before.update(means)
         values = {Key.EVAL_MEAN.of(name): mean for name, mean in means.items()}
-        values.update({Key.EVAL_DELTA.of(n): means[n] - self._start[n] for n in names if n in self._start})
+        values.update({Key.EVAL_DELTA.of(n): means[n] - self._before[n] for n in names if n in self._before})
         return values

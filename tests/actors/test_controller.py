@@ -159,8 +159,8 @@ def test_nothing_holds_the_groups_of_a_finished_step(stage: Callable[..., Any], 
     made, _ = stage(4, lag, save_every=1, evaluate_at=(2,))
     run(made)
     assert made.held == {
-        "evaluate start 0": 0, "fill 0": 0, "save 1": 0, "fill 1": 0, "save 2": 0, "evaluate step 2": 0, "fill 2": 0,
-        "save 3": 0, "fill 3": 0, "save 4": 0, "evaluate end 4": 0,
+        "save 0": 0, "evaluate start 0": 0, "fill 0": 0, "save 1": 0, "fill 1": 0, "evaluate step 2": 0, "save 2": 0,
+        "fill 2": 0, "save 3": 0, "fill 3": 0, "save 4": 0, "evaluate end 4": 0,
     }  # fmt: skip
     assert [ref() for refs in made.groups.values() for ref in refs] == [None] * 8
 
@@ -169,7 +169,7 @@ def test_the_order_of_a_run_without_lag(stage: Callable[..., Any]) -> None:
     made, _ = stage(2, 0, save_every=1)
     outcome = run(made)
     assert (outcome.steps, outcome.interrupted) == (2, False)
-    first = ["push False", "evaluate start 0", "push False", "publish 0"]
+    first = ["save 0", "push False", "evaluate start 0", "push False", "publish 0"]
     step_1 = ["fill 0", "fill 0", "train ('group 0', 'group 1')", "push True", "publish 1", "save 1"]
     step_2 = ["fill 1", "fill 1", "train ('group 2', 'group 3')", "push True", "publish 2", "sheet", "save 2"]
     assert made.events == [*first, *step_1, *step_2, "evaluate end 2", "close"]
