@@ -73,6 +73,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "hr_sharpness": (*MAP, _rewards(_own("hr_sharpness"))),
 }
 """Arm -> its overrides of the quickstart. Cells of 8 are the whole crop, which is `global`."""
+REWARDS = ("gmsd", "lr_consistency")
 PLAIN = ("global", "pool1", "pool2", "pool4")
 SMALL = ("train.groups_per_step=1", "rollout.group_size=2", "data.crop=64", "eval.data.crop=64")
 
@@ -151,6 +152,14 @@ class Arm:
 
     records: list[Mapping[str, Any]]
 
+    @property
+    def names(self) -> list[str]:
+        """Of the columns; the noisy map belongs to the reward's own score."""
+        return [{"noisy_lr": "lr_consistency"}.get(name, name) for name in self.records[0]["names"]]
+
+    def by_name(self, columns: F64) -> list[tuple[str, F64]]:
+        return list(zip(self.names, columns, strict=True))
+
     def means(self, step: str) -> F64:
         """`[seeds, rewards + NAMES]`"""
         return np.array([np.mean(record["scores"][step], axis=(0, 1)) for record in self.records])
@@ -180,20 +189,24 @@ def arms(out: Path) -> dict[str, Arm]:
 
 
 def rows(found: Mapping[str, Arm]) -> list[str]:
-    """Start, then every arm's change after each number of steps, Student's interval over seeds."""
-    first = next(iter(found.values()))
-    names = first.records[0]["names"]
-    lines = [f"| | seeds | steps | {' | '.join(names)} | spread | worst of 8: {names[0]}, {names[1]} |"]
+    """Start, then every arm's change after each number of steps, Student's interval over seeds; a cell is empty where
+    the arm does not measure a column."""
+    names = list(dict.fromkeys([*REWARDS, *(name for arm in found.values() for name in arm.names)]))
+    lines = [f"| | seeds | steps | {' | '.join(names)} | spread | worst of 8: {', '.join(REWARDS)} |"]
     lines.append(f"|---|---|---|{'---|' * (len(names) + 2)}")
-    start = [f"{value:.4f}" for value in first.means("0").mean(axis=0)]
-    worst = ", ".join(f"{value:.4f}" for value in first.worst("0").mean(axis=0)[:2])
-    lines.append(f"| start | | 0 | {' | '.join(start)} | {first.spread('0').mean():.2f} | {worst} |")
+    start = {name: f"{value:.4f}" for arm in found.values() for name, value in arm.by_name(arm.means("0").mean(axis=0))}
+    first = next(iter(found.values()))
+    worst = ", ".join(f"{value:.4f}" for name, value in first.by_name(first.worst("0").mean(axis=0)) if name in REWARDS)
+    cells = " | ".join(start.get(name, "") for name in names)
+    lines.append(f"| start | | 0 | {cells} | {first.spread('0').mean():.2f} | {worst} |")
     for name, arm in found.items():
         for step in [step for step in arm.records[0]["scores"] if step != "0"]:
-            shown = [_change(column) for column in (arm.means(step) - arm.means("0")).T]
-            worst = ", ".join(f"{c:+.4f}" for c in (arm.worst(step) - arm.worst("0")).mean(axis=0)[:2])
+            shown = {column: _change(c) for column, c in arm.by_name((arm.means(step) - arm.means("0")).T)}
+            changes = arm.by_name((arm.worst(step) - arm.worst("0")).mean(axis=0))
+            worst = ", ".join(f"{c:+.4f}" for column, c in changes if column in REWARDS)
+            cells = " | ".join(shown.get(column, "") for column in names)
             spread = arm.spread(step).mean()
-            lines.append(f"| {name} | {len(arm.records)} | {step} | {' | '.join(shown)} | {spread:.2f} | {worst} |")
+            lines.append(f"| {name} | {len(arm.records)} | {step} | {cells} | {spread:.2f} | {worst} |")
     return lines
 
 
@@ -209,14 +222,14 @@ def plot(path: Path, found: Mapping[str, Arm]) -> None:
     """Each metric over LR consistency: what an arm pays for the same gain. One seed a thin line."""
     import matplotlib.pyplot as plt
 
-    names = next(iter(found.values())).records[0]["names"]
     shown = ["gmsd", "psnr_y", "ssim_y", "lpips", "cnniqa", "piqe", "sharpness", "spread"]
     figure, axes = plt.subplots(2, 4, figsize=(13, 6.2), layout="constrained")
+    both = {name: arm for name, arm in found.items() if {*REWARDS} <= {*arm.names}}
     for axis, metric in zip(axes.flat, shown, strict=True):
-        for colour, (name, arm) in enumerate(found.items()):
+        for colour, (name, arm) in enumerate(both.items()):
             x, y = (
                 np.stack([
-                    arm.spread(step) if what == "spread" else arm.means(step)[:, names.index(what)]
+                    arm.spread(step) if what == "spread" else arm.means(step)[:, arm.names.index(what)]
                     for step in arm.records[0]["scores"]
                 ]) for what in ("lr_consistency", metric)
             )  # fmt: skip
@@ -224,7 +237,7 @@ def plot(path: Path, found: Mapping[str, Arm]) -> None:
             axis.plot(x.mean(axis=1), y.mean(axis=1), "o-", color=f"C{colour}", label=name)
         axis.set_title(metric + {"lpips": " (lower is better)", "sharpness": "", "spread": ""}.get(metric, " (higher)"))
         axis.set_xlabel("LR consistency, dB", fontsize=8)
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found))
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, len(found)))
     figure.savefig(path, dpi=110)
 
 
