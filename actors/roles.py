@@ -15,7 +15,7 @@ from rl.config.reward import RewardSection
 from rl.config.tagger import TaggerSection
 from rl.config.training import TrainingSection
 from rl.types import (
-    F32,
+    F16,
     F64,
     Echo,
     ImageTags,
@@ -133,7 +133,7 @@ class LearnerActor:
             raise RuntimeError(f"learner rank {self.rank} was not started")
         return self.learner
 
-    def train(self, advantages: Sequence[F64 | F32], *carriers: SRTask | RolloutGroup) -> "TrainReport":
+    def train(self, advantages: Sequence[F64 | F16], *carriers: SRTask | RolloutGroup) -> "TrainReport":
         """Tasks first, then their groups; Ray resolves top-level references only, hence the flat arguments. One `[G]`
         or `[G, h, w]` of advantages per group, from which its pairs, if any, are chosen."""
         from rl.preferences import train_item

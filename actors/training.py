@@ -75,8 +75,8 @@ class TrainingLoop:
 
         learner = self._settings.learner
         share = len(ordinals) // learner.ranks
-        # float32 halves what a map weighs; the few numbers of members stay exact
-        sent = advantages if advantages.ndim == 2 else advantages.astype(np.float32)
+        # as precise as the maps that cells come from; the few numbers of members stay exact
+        sent = advantages if advantages.ndim == 2 else advantages.astype(np.float16)
         calls = []
         for rank, actor in enumerate(self._learners):
             mine = slice(rank * share, (rank + 1) * share)

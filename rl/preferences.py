@@ -3,7 +3,7 @@ that live groups and mined pools feed the same objective."""
 
 import numpy as np
 
-from rl.types import F32, F64, PreferencePairs, RolloutGroup, SRTask, TrainGroup, TrainItem
+from rl.types import F16, F64, PreferencePairs, RolloutGroup, SRTask, TrainGroup, TrainItem
 
 
 def best_and_worst(task: SRTask, group: RolloutGroup, advantages: F64) -> PreferencePairs:
@@ -13,7 +13,7 @@ def best_and_worst(task: SRTask, group: RolloutGroup, advantages: F64) -> Prefer
     return PreferencePairs(task, group, best, worst, np.ones(1))
 
 
-def train_item(task: SRTask, group: RolloutGroup, advantages: F64 | F32, *, pairs: bool) -> TrainItem:
+def train_item(task: SRTask, group: RolloutGroup, advantages: F64 | F16, *, pairs: bool) -> TrainItem:
     """What the learner trains on from a live group: its members with their advantages, or a pair of them."""
     advantages = np.asarray(advantages, dtype=np.float64)
     return best_and_worst(task, group, advantages) if pairs else TrainGroup(task, group, advantages)

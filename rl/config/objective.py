@@ -206,9 +206,9 @@ class DiffusionDPOSection(PreferenceSection):
 
     type: Literal["diffusion_dpo"] = "diffusion_dpo"
     beta: float = Field(5000.0, gt=0)
-    stitched: Literal["latents", "pixels"] = "latents"
+    stitched: Literal["latents", "pixels"] = "pixels"
     """With `advantage.spatial: map`, winner and loser are stitched from the best and the worst member of each cell: as
-    latents of the encoded members, or as pixels, which are encoded with their seams."""
+    pixels, two images that are encoded with their seams, or as latents, for which all members are encoded."""
 
 
 class GRPOSection(ObjectiveSection):

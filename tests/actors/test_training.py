@@ -117,9 +117,9 @@ def test_a_group_goes_whole_to_one_rank_with_its_own_advantages(loop: Callable[.
     assert (made.ledger.trained, made.ledger.pending) == (4, set())
 
 
-def test_advantages_of_cells_travel_in_single_precision(loop: Callable[..., TrainingLoop]) -> None:
-    """0.1 is another number in float32; those of members keep float64."""
-    for shape, expected in (((2, 1), 0.1), ((2, 1, 1, 1), float(np.float32(0.1)))):
+def test_advantages_of_cells_travel_in_half_precision(loop: Callable[..., TrainingLoop]) -> None:
+    """0.1 is another number in float16; those of members keep float64."""
+    for shape, expected in (((2, 1), 0.1), ((2, 1, 1, 1), float(np.float16(0.1)))):
         (rank,) = ranks = [Rank(1.0)]
         made = loop(ranks, groups=2)
         for slot in range(2):

@@ -1,6 +1,6 @@
 """What an advantage per cell costs: seconds of the learner, and bytes that travel with a group.
 
-    uv run python tests/benchmarks/bench_cells.py [--rounds 7] [--smoke]
+    uv run python tests/benchmarks/bench_cells.py [--rounds 7] [--only KIND ...] [--smoke]
 
 Two learners of one recipe, with `advantage.spatial` off and map (cells of one latent position, the most there can be),
 train on the same groups in turn; the ratio is that of one round. Sizes are those of the carriers' arrays: a group is
@@ -31,7 +31,9 @@ CASES: dict[str, tuple[str, ...]] = {
              "learner.updates_per_batch=1"),
     "gdpo": ("objective={type: gdpo}", *ONE_STEP),
     "diffusion_dpo": ("objective={type: diffusion_dpo}", *ONE_STEP),
+    "diffusion_dpo, latents": ("objective={type: diffusion_dpo}", *ONE_STEP),
 }  # fmt: skip
+WITH_CELLS = {"diffusion_dpo, latents": ("objective.stitched=latents",)}
 SMALL = ("train.groups_per_step=1", "rollout.group_size=2", "learner.updates_per_batch=1", "data.crop=64")
 
 
@@ -42,7 +44,8 @@ def recipe(kind: str, *more: str) -> RunConfig:
 
 def ratios(kind: str, rounds: int, *more: str) -> tuple[list[float], RolloutGroup, tuple[int, int]]:
     """Learner seconds with cells over those without, by round after a warm one; a group, and its grid."""
-    plain, spatial = recipe(kind, *more), recipe(kind, "advantage.spatial=map", *more)
+    more_cells = ("advantage.spatial=map", *WITH_CELLS.get(kind, ()))
+    plain, spatial = recipe(kind, *more), recipe(kind, *more_cells, *more)
     pairs = [(Learner(config), RolloutWorker(config), config) for config in (plain, spatial)]
     source, rng, found = TaskSource(plain.data, 0), np.random.default_rng(0), []
     for round_ in range(rounds + 1):
@@ -65,6 +68,7 @@ def ratios(kind: str, rounds: int, *more: str) -> tuple[list[float], RolloutGrou
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--smoke", action="store_true", help="one round of NFT on one group of two")
     options = parser.parse_args(argv)
     be_the_only_rank()
@@ -72,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "| objective | learner seconds, map / off | by round | group, bytes | map of a reward | advantages | more |\n"
         "|---|---|---|---|---|---|---|"
     )
-    for kind in ("nft",) if options.smoke else CASES:
+    for kind in ("nft",) if options.smoke else options.only:
         found, group, cells = ratios(kind, 1 if options.smoke else options.rounds, *(SMALL if options.smoke else ()))
         size = group.latents.nbytes + group.images.nbytes
         one_map = map_bytes(len(group.latents), *cells)
-        advantages = 4 * len(group.latents) * cells[0] * cells[1]
+        advantages = 2 * len(group.latents) * cells[0] * cells[1]
         print(
             f"| {kind} | {statistics.median(found):.3f} | {min(found):.3f} to {max(found):.3f} | {size} | {one_map} | "
             f"{advantages} | {100 * (2 * one_map + advantages) / size:.2f} % |", flush=True,

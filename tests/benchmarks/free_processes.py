@@ -19,7 +19,7 @@ from rl.config.online import RunConfig
 from rl.config.reward import RewardSection
 from rl.config.training import TrainingSection
 from rl.metrics import Key
-from rl.types import F32, F64, Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
+from rl.types import F16, F64, Echo, LoraSnapshot, RolloutGroup, RolloutReceipt, SRTask, adapter_digest
 
 REWARD = """
 import numpy as np
@@ -81,7 +81,7 @@ class FreeLearner(LearnerActor):
     def start(self, config: TrainingSection, master: tuple[str, int]) -> None:
         """There is nothing to load."""
 
-    def train(self, advantages: Sequence[F64 | F32], *carriers: SRTask | RolloutGroup) -> TrainReport:
+    def train(self, advantages: Sequence[F64 | F16], *carriers: SRTask | RolloutGroup) -> TrainReport:
         groups = [carrier for carrier in carriers[len(advantages) :] if isinstance(carrier, RolloutGroup)]
         assert all(len(group.latents) == len(a) for group, a in zip(groups, advantages, strict=True))
         self.version += 1

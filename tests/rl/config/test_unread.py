@@ -140,7 +140,7 @@ UNREAD: dict[str, tuple[tuple[str, ...], str]] = {
         )
         for kind, base, key, value in (
             ("nft", (), "normaliser", "cell"), ("gdpo", GDPO, "judged", "cell"),
-            ("diffusion_dpo", (*GDPO, "objective={type: diffusion_dpo}"), "stitched", "pixels"),
+            ("diffusion_dpo", (*GDPO, "objective={type: diffusion_dpo}"), "stitched", "latents"),
         )
     },
     "decoupled detail_share": (

@@ -37,7 +37,7 @@ RUNS = {
     "grpo on one step, cells": ("naosd", "objective={type: grpo}", "rollout.sampler={solver: gaussian, std: 0.1}", MAP),
     "gdpo, cells": ("naosd", "objective={type: gdpo, omega: 500}", MAP, "advantage.pool=3"),
     "gdpo, each cell judged": ("naosd", "objective={type: gdpo, judged: cell}", MAP, "advantage.pool=2"),
-    "dpo, stitched latents": ("naosd", "objective={type: diffusion_dpo}", MAP),
+    "dpo, stitched latents": ("naosd", "objective={type: diffusion_dpo, stitched: latents}", MAP),
     "dpo, stitched pixels": ("naosd", "objective={type: diffusion_dpo, stitched: pixels}", MAP, "advantage.pool=2"),
 }
 ADVANTAGES = np.array([-1.2, 0.1, 1.4, -0.3])
